@@ -1,9 +1,10 @@
-// Collectives of a tensor-parallel group. One implementation per transport: single (world size 1), shared_memory (ranks on one
-// host), gloo (TCP), later nccl.
+// Collectives of a tensor-parallel group. One implementation per transport: single (world size 1),
+// shared_memory (ranks on one host), gloo (TCP), later nccl.
 //
-// Every rank calls the same operations in the same order with the same sizes; a communicator is used by one thread at a time. Each operation either
-// completes within the communicator's timeout or fails with UNAVAILABLE (a peer is gone) or DEADLINE_EXCEEDED (a peer hangs);
-// after a failure the communicator is unusable and the process is expected to end.
+// Every rank calls the same operations in the same order with the same sizes; a communicator is
+// used by one thread at a time. Each operation either completes within the communicator's timeout
+// or fails with UNAVAILABLE (a peer is gone) or DEADLINE_EXCEEDED (a peer hangs); after a failure
+// the communicator is unusable and the process is expected to end.
 #pragma once
 
 #include <string>
@@ -20,12 +21,14 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // data becomes the element-wise float32 sum over all ranks, added as a balanced binary tree in rank order,
-  // ((0+1)+(2+3))+…, for every element whatever the message size, so that all ranks hold the same bits. size() is a power of two.
+  // data becomes the element-wise float32 sum over all ranks, added as a balanced binary tree in
+  // rank order,
+  // ((0+1)+(2+3))+…, for every element whatever the message size, so that all ranks hold the same
+  // bits. size() is a power of two.
   virtual absl::Status AllReduceTree(absl::Span<float> data) = 0;
 
-  // Rank 0 receives every rank's `send` (the same length everywhere) side by side in rank order: receive holds
-  // size() * send.size() elements on rank 0 and is ignored elsewhere.
+  // Rank 0 receives every rank's `send` (the same length everywhere) side by side in rank order:
+  // receive holds size() * send.size() elements on rank 0 and is ignored elsewhere.
   virtual absl::Status GatherToRoot(absl::Span<const float> send, absl::Span<float> receive) = 0;
 
   // On rank 0 sends message; elsewhere replaces it by rank 0's.

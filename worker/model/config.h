@@ -25,8 +25,11 @@ struct ModelConfig {
   float rms_norm_epsilon = 0;
   bool tied_embeddings = false;    // lm_head is the embedding
   DType dtype = DType::kBF16;      // what the checkpoint says it is stored in
-  int32_t bos_token_id = 0;
-  std::vector<int32_t> eos_token_ids;
+  int32_t bos_token_id = 0;        // -1: none
+  std::vector<int32_t> eos_token_ids;  // generation_config.json's where it has some; may be empty
+  // Format of a pre-quantized checkpoint, for example "fp8, activation_scheme dynamic"; empty where
+  // the weights are plain numbers.
+  std::string quantization;
 
   // V of the numerics contract: the largest power of two <= 8 that divides kv_heads and ffn_size. Row-parallel products are
   // summed over this many equal segments; a tensor-parallel degree is a power of two up to it.

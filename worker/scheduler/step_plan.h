@@ -1,4 +1,5 @@
-// What one engine step computes: decided by the scheduler on rank 0, carried to the peers, executed by the model on all ranks.
+// What one engine step computes: decided by the scheduler on rank 0, carried to the peers, executed
+// by the model on all ranks.
 #pragma once
 
 #include <cstdint>
@@ -10,14 +11,16 @@ using SequenceId = uint64_t;
 using TokenId = int32_t;
 using BlockId = int32_t;
 
-// One sequence's part of the step: its next `token_count` tokens, at positions [position, position + token_count).
-// Tokens and block tables of all sequences lie side by side in StepPlan, in the order of the sequences.
+// One sequence's part of the step: its next `token_count` tokens, at positions [position, position
+// + token_count). Tokens and block tables of all sequences lie side by side in StepPlan, in the
+// order of the sequences.
 struct SequenceStep {
   SequenceId id = 0;        // known on rank 0 only; peers do not need it
   int32_t position = 0;     // of the first new token
   int32_t token_count = 0;  // at least 1
   int32_t block_count = 0;  // entries of the block table: enough for position + token_count tokens
-  int32_t logit_rows = 0;   // the last so many tokens need logits: 0 (middle of a prompt), 1 (sampling) or more (prompt logprobs)
+  int32_t logit_rows = 0;   // the last so many tokens need logits: 0 (middle of a prompt), 1
+                            // (sampling) or more (prompt logprobs)
 };
 
 struct StepPlan {

@@ -1,0 +1,167 @@
+// marcoro-coordinator: the public gRPC front of Marcoro. Flags, wiring, and a drain on SIGTERM.
+#include <google/protobuf/stubs/logging.h>
+#include <grpc/support/log.h>
+#include <signal.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <iostream>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "coordinator/admission/admission.h"
+#include "coordinator/api/metrics.h"
+#include "coordinator/api/served_model.h"
+#include "coordinator/api/server.h"
+#include "coordinator/config.h"
+#include "coordinator/routing/worker_router.h"
+
+namespace marcoro {
+namespace {
+
+constexpr int kExitStart = 1;
+constexpr int kExitUsage = 2;
+
+// What gRPC and protobuf have to say is of use to those who look for a fault, not to those who run
+// the server.
+void SetUpLogging(const std::string& level) {
+  auto logger = spdlog::stderr_color_mt("coordinator");
+  logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%l%$ %n: %v");
+  logger->set_level(spdlog::level::from_str(level));
+  logger->flush_on(spdlog::level::trace);
+  spdlog::set_default_logger(std::move(logger));
+  gpr_set_log_function([](gpr_log_func_args* args) {
+    if (args->severity == GPR_LOG_SEVERITY_ERROR) spdlog::debug("grpc: {}", args->message);
+  });
+  google::protobuf::SetLogHandler(
+      [](google::protobuf::LogLevel, const char*, int, const std::string& message) {
+        spdlog::debug("protobuf: {}", message);
+      });
+}
+
+RouterOptions ToRouterOptions(const CoordinatorConfig& config) {
+  RouterOptions options;
+  options.targets = config.workers;
+  options.policy = config.policy;
+  options.start_timeout = config.start_timeout;
+  options.replay_timeout = config.replay_timeout;
+  return options;
+}
+
+ApiServerOptions ToServerOptions(const CoordinatorConfig& config) {
+  ApiServerOptions options;
+  options.listen = config.listen;
+  options.max_message_bytes = config.max_message_bytes;
+  options.limits.queue_timeout = config.queue_timeout;
+  options.limits.write_timeout = config.write_timeout;
+  return options;
+}
+
+MetricsSnapshot Snapshot(const WorkerRouter& router, const ApiServer& server) {
+  const ReplicaSummary replicas = router.Summary();
+  MetricsSnapshot snapshot;
+  snapshot.replicas_configured = replicas.configured;
+  snapshot.replicas_ready = replicas.ready;
+  snapshot.sequences_running = replicas.running;
+  snapshot.sequences_waiting = replicas.waiting;
+  snapshot.replayed_sequences = router.Statistics().replays;
+  snapshot.requests_in_flight = server.requests_in_flight();
+  snapshot.draining = server.draining();
+  return snapshot;
+}
+
+// A second signal ends the process at once.
+void WaitForSignal(const sigset_t& signals) {
+  int signal = 0;
+  sigwait(&signals, &signal);
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  spdlog::info("signal {}", signal == SIGTERM ? "SIGTERM" : "SIGINT");
+}
+
+absl::Status Serve(const CoordinatorConfig& config, const sigset_t& signals) {
+  absl::StatusOr<std::unique_ptr<const ServedModel>> model =
+      LoadServedModel({.directory = config.model,
+                       .name = config.model_name,
+                       .chat_template = config.chat_template,
+                       .concurrency_cost = static_cast<uint32_t>(config.concurrency_cost)});
+  if (!model.ok()) return model.status();
+  ApiMetrics metrics({(*model)->name, (*model)->architecture, MARCORO_VERSION});
+  AdmissionOptions admission_options;
+  admission_options.max_requests = static_cast<int64_t>(config.max_requests);
+  Admission admission(admission_options);
+  absl::StatusOr<std::unique_ptr<WorkerRouter>> router =
+      WorkerRouter::Create(ToRouterOptions(config));
+  if (!router.ok()) return router.status();
+  absl::StatusOr<std::unique_ptr<ApiServer>> server =
+      ApiServer::Start({**model, **router, admission, metrics}, ToServerOptions(config));
+  if (!server.ok()) return server.status();
+  metrics.SetSnapshotSource([&] { return Snapshot(**router, **server); });
+  std::unique_ptr<MetricsServer> metrics_server;
+  if (!config.metrics.empty()) {
+    auto started = MetricsServer::Start(config.metrics, metrics);
+    if (!started.ok()) return started.status();
+    metrics_server = *std::move(started);
+    spdlog::info("metrics on port {}", metrics_server->port());
+  }
+  spdlog::info("serving {} on {}, port {}, workers {}, chat template {}", (*model)->name,
+               config.listen, (*server)->port(), config.workers,
+               (*model)->chat_template ? std::string((*model)->chat_template->name()) : "none");
+  WaitForSignal(signals);
+  (*server)->Drain(config.drain_timeout);
+  metrics.SetSnapshotSource(nullptr);
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  CoordinatorConfig config;
+  const FlagTable flags = CoordinatorFlags(&config);
+  const absl::StatusOr<FlagTable::Parsed> parsed = flags.Parse(Arguments(argc, argv));
+  absl::Status status = parsed.status();
+  if (status.ok() && parsed->print == FlagTable::Print::kNothing) {
+    if (!parsed->positional.empty()) {
+      status = absl::InvalidArgumentError("unexpected argument '" + parsed->positional.front() +
+                                          "'; --help lists the flags");
+    } else {
+      status = CheckConfig(config);
+    }
+  }
+  if (!status.ok()) {
+    std::cerr << "marcoro-coordinator: " << status.message() << "\n";
+    return kExitUsage;
+  }
+  switch (parsed->print) {
+    case FlagTable::Print::kHelp:
+      std::cout << flags.Help();
+      return 0;
+    case FlagTable::Print::kHelpMarkdown:
+      std::cout << flags.Markdown();
+      return 0;
+    case FlagTable::Print::kVersion:
+      std::cout << "marcoro-coordinator " << MARCORO_VERSION << "\n";
+      return 0;
+    case FlagTable::Print::kNothing:
+      break;
+  }
+  SetUpLogging(config.log_level);
+  // Before any thread starts, so that all inherit it: only WaitForSignal sees them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  status = Serve(config, signals);
+  if (!status.ok()) {
+    std::cerr << "marcoro-coordinator: " << status.message() << "\n";
+    return kExitStart;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace marcoro
+
+int main(int argc, char** argv) { return marcoro::Main(argc, argv); }

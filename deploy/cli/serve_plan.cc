@@ -1,0 +1,186 @@
+#include "deploy/cli/serve_plan.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "coordinator/config.h"
+#include "worker/config.h"
+
+namespace marcoro {
+namespace {
+
+// A TCP port of the loopback interface that nobody uses. Its socket is returned open, so that the next call finds another.
+absl::StatusOr<std::pair<int, int>> BindFreePort() {
+  const int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  if (descriptor < 0 || bind(descriptor, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+      getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+    return absl::ErrnoToStatus(errno, "cannot find a free port");
+  }
+  return std::make_pair(descriptor, int{ntohs(address.sin_port)});
+}
+
+// host and port of "host:port".
+absl::StatusOr<std::pair<std::string, int>> SplitAddress(const std::string& flag, const std::string& address) {
+  const size_t colon = address.rfind(':');
+  int port = 0;
+  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 ||
+      port > 65535) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--", flag, "=", address, ": must be host:port, for example 127.0.0.1:9090"));
+  }
+  return std::make_pair(address.substr(0, colon), port);
+}
+
+// Gives each argument to whom it belongs; those of serve itself, and what nobody knows, are returned.
+absl::StatusOr<std::vector<std::string>> Distribute(const std::vector<std::string>& arguments, ServeConfig* config) {
+  const FlagTable own = ServeFlags(config);
+  WorkerConfig worker;
+  const FlagTable worker_table = WorkerFlags(&worker);
+  CoordinatorConfig coordinator;
+  const FlagTable coordinator_table = CoordinatorFlags(&coordinator);
+  std::vector<std::string> rest;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    size_t last = i;
+    bool taken = false;
+    for (const auto& [table, flags] : {std::make_pair(&own, &rest), std::make_pair(&worker_table, &config->worker_flags),
+                                       std::make_pair(&coordinator_table, &config->coordinator_flags)}) {
+      size_t index = i;
+      auto canonical = table->Canonical(arguments, &index);
+      if (!canonical.ok()) return canonical.status();
+      if (canonical->empty()) continue;
+      flags->push_back(*std::move(canonical));
+      taken = true;
+      last = std::max(last, index);
+      if (table == &own) break;  // serve's own flags mean something else to its parts
+    }
+    if (!taken) rest.push_back(arguments[i]);
+    i = last;
+  }
+  return rest;
+}
+
+// The flags of the worker and the coordinator that serve decides itself.
+absl::Status RefuseOwn(const std::vector<std::string>& flags) {
+  for (const std::string& flag : flags) {
+    for (const char* name : {"--rank=", "--world-size=", "--root=", "--workers="}) {
+      if (flag.rfind(name, 0) == 0) {
+        return absl::InvalidArgumentError(absl::StrCat(flag, ": serve sets this itself, from --tp and --replicas"));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+FlagTable ServeFlags(ServeConfig* config) {
+  FlagTable table(
+      "usage: marcoro serve --model=DIR [--tp=N] [--replicas=R] [flags]\n\n"
+      "Starts a coordinator and R groups of N tensor-parallel workers on this host, starts again what dies, and leaves no process "
+      "behind.\nEvery other flag of marcoro-worker and marcoro-coordinator is passed on to whom it belongs.");
+  table.Add("model", &config->model, {.value = "DIR", .help = "Folder of the checkpoint, as a hub serves it.", .required = true});
+  table.Add("tp", &config->tp, {.value = "N", .help = "Tensor-parallel ranks of each replica: 1, 2, 4 or 8.", .minimum = 1, .maximum = 8});
+  table.Add("replicas", &config->replicas,
+            {.value = "R", .help = "Groups behind the coordinator; when one dies its requests go on in another.", .minimum = 1, .maximum = 64});
+  table.Add("threads", &config->threads,
+            {.value = "N", .help = "Threads that compute, per rank; 0: the processors, shared by all ranks.", .maximum = 1024});
+  table.Add("listen", &config->listen, {.value = "HOST:PORT", .help = "Address of the public gRPC API."});
+  table.Add("metrics", &config->metrics,
+            {.value = "HOST:PORT",
+             .help = "Address of the coordinator's Prometheus endpoint; replica i's rank 0 has the port 1 + i after it. Empty: none."});
+  table.Add("drain-timeout", &config->drain_timeout,
+            {.value = "DURATION", .help = "How long running requests may go on after SIGTERM or Ctrl-C.", .maximum = 86400});
+  return table;
+}
+
+absl::StatusOr<ServeConfig> ParseServe(const std::vector<std::string>& arguments, FlagTable::Parsed* parsed) {
+  ServeConfig config;
+  auto rest = Distribute(arguments, &config);
+  if (!rest.ok()) return rest.status();
+  auto own = ServeFlags(&config).Parse(*rest);
+  if (!own.ok()) return own.status();
+  *parsed = *std::move(own);
+  if (parsed->print != FlagTable::Print::kNothing) return config;
+  if (!parsed->positional.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("unexpected argument '", parsed->positional[0], "'; --help lists the flags"));
+  }
+  for (const auto* flags : {&config.worker_flags, &config.coordinator_flags}) {
+    if (absl::Status status = RefuseOwn(*flags); !status.ok()) return status;
+  }
+  WorkerConfig worker;
+  if (auto checked = WorkerFlags(&worker).Parse(config.worker_flags); 
+      !checked.ok() && checked.status().message().find("is missing") == absl::string_view::npos) {
+    return checked.status();
+  }
+  if (absl::Status status = CheckWorkerConfig(worker); !status.ok()) return status;
+  return config;
+}
+
+absl::StatusOr<ServeAddresses> ChooseAddresses(const ServeConfig& config) {
+  ServeAddresses addresses;
+  std::vector<int> descriptors;
+  const absl::Cleanup close_all = [&descriptors] {
+    for (const int descriptor : descriptors) close(descriptor);
+  };
+  for (int replica = 0; replica < config.replicas; ++replica) {
+    const auto bound = BindFreePort();
+    if (!bound.ok()) return bound.status();
+    descriptors.push_back(bound->first);
+    addresses.workers.push_back(absl::StrCat("127.0.0.1:", bound->second));
+  }
+  if (config.metrics.empty()) return addresses;
+  const auto metrics = SplitAddress("metrics", config.metrics);
+  if (!metrics.ok()) return metrics.status();
+  for (int replica = 0; replica < config.replicas; ++replica) {
+    addresses.worker_metrics.push_back(absl::StrCat(metrics->first, ":", metrics->second + 1 + replica));
+  }
+  return addresses;
+}
+
+std::vector<std::string> WorkerArguments(const ServeConfig& config, const ServeAddresses& addresses, int replica, int rank,
+                                         int processors, const std::string& programs) {
+  const int threads =
+      config.threads > 0 ? config.threads : std::max(1, processors / (config.tp * config.replicas));
+  std::vector<std::string> arguments = {programs + "/marcoro-worker",
+                                        absl::StrCat("--model=", config.model),
+                                        absl::StrCat("--world-size=", config.tp),
+                                        absl::StrCat("--rank=", rank),
+                                        absl::StrCat("--threads=", threads)};
+  if (rank == 0) {
+    arguments.push_back(absl::StrCat("--listen=", addresses.workers[replica]));
+    if (!addresses.worker_metrics.empty()) {
+      arguments.push_back(absl::StrCat("--metrics=", addresses.worker_metrics[replica]));
+    }
+  } else {
+    arguments.push_back(absl::StrCat("--root=", addresses.workers[replica]));
+  }
+  arguments.push_back(absl::StrCat("--drain-timeout=", absl::FormatDuration(config.drain_timeout)));
+  arguments.insert(arguments.end(), config.worker_flags.begin(), config.worker_flags.end());
+  return arguments;
+}
+
+std::vector<std::string> CoordinatorArguments(const ServeConfig& config, const ServeAddresses& addresses,
+                                              const std::string& programs) {
+  std::vector<std::string> arguments = {programs + "/marcoro-coordinator", absl::StrCat("--model=", config.model),
+                                        absl::StrCat("--workers=", absl::StrJoin(addresses.workers, ",")),
+                                        absl::StrCat("--listen=", config.listen), absl::StrCat("--metrics=", config.metrics),
+                                        absl::StrCat("--drain-timeout=", absl::FormatDuration(config.drain_timeout))};
+  arguments.insert(arguments.end(), config.coordinator_flags.begin(), config.coordinator_flags.end());
+  return arguments;
+}
+
+}  // namespace marcoro

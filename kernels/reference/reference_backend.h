@@ -1,0 +1,13 @@
+// The backend of plain loops. It computes on the calling thread only.
+#pragma once
+
+#include <memory>
+
+#include "kernels/backend.h"
+
+namespace marcoro {
+
+// activations: kBF16 or kF32.
+std::unique_ptr<Backend> MakeReferenceBackend(DType activations);
+
+}  // namespace marcoro

@@ -1,0 +1,36 @@
+#include "tests/kernels/backends.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+namespace marcoro {
+
+std::vector<std::string> CpuBackendNames() {
+  std::vector<std::string> names;
+  for (const char* name : {"avx2", "avx512"}) {
+    const auto backend = CreateBackend({.name = name});
+    if (backend.ok()) {
+      names.emplace_back(name);
+    } else {
+      std::fprintf(stderr, "not tested here: %s\n", backend.status().ToString().c_str());
+    }
+  }
+  return names;
+}
+
+std::vector<std::string> AllBackendNames() {
+  std::vector<std::string> names = CpuBackendNames();
+  names.emplace_back("reference");
+  return names;
+}
+
+std::unique_ptr<Backend> MakeBackend(const std::string& name, int threads, DType activations) {
+  auto backend = CreateBackend({.name = name, .threads = threads, .activations = activations});
+  if (!backend.ok()) {
+    std::fprintf(stderr, "%s\n", backend.status().ToString().c_str());
+    std::abort();
+  }
+  return *std::move(backend);
+}
+
+}  // namespace marcoro

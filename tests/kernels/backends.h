@@ -1,0 +1,29 @@
+// The backends that tests run over.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/backend.h"
+
+namespace marcoro {
+
+// "avx2" and "avx512", as far as this processor runs them. Those that it does not run are named on
+// stderr.
+std::vector<std::string> CpuBackendNames();
+
+// Those and "reference".
+std::vector<std::string> AllBackendNames();
+
+// Fails the test, and the process, if there is none.
+std::unique_ptr<Backend> MakeBackend(const std::string& name, int threads = 1,
+                                     DType activations = DType::kBF16);
+
+// For INSTANTIATE_TEST_SUITE_P: the backend's name is the test's.
+inline std::string BackendTestName(const ::testing::TestParamInfo<std::string>& info) {
+  return info.param;
+}
+
+}  // namespace marcoro

@@ -1,0 +1,163 @@
+#include "worker/weights/checkpoint_source.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "tests/worker/weights/checkpoint_files.h"
+
+namespace marcoro {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::ReadTensors;
+using testing::StoredTensors;
+using testing::TempFolder;
+using testing::TestData;
+using testing::WriteFile;
+using testing::WriteTensors;
+
+void ExpectHolds(CheckpointSource& source, const StoredTensors& tensors) {
+  EXPECT_EQ(source.Tensors().size(), tensors.size());
+  for (const auto& [name, stored] : tensors) {
+    const TensorInfo* info = source.Find(name);
+    ASSERT_NE(info, nullptr) << name;
+    EXPECT_EQ(info->shape, stored.shape);
+    EXPECT_EQ(info->dtype, stored.dtype);
+    std::vector<float> rows(static_cast<size_t>(info->rows() * info->columns()));
+    const int64_t middle = info->rows() / 2;
+    ASSERT_TRUE(source.ReadRows(*info, 0, middle, rows.data()).ok());
+    ASSERT_TRUE(
+        source
+            .ReadRows(*info, middle, info->rows() - middle, rows.data() + middle * info->columns())
+            .ok());
+    EXPECT_EQ(rows, stored.Floats()) << name;
+  }
+}
+
+class Checkpoints : public ::testing::TestWithParam<const char*> {};
+
+// BF16 in one file, F16 in three, F32 in one.
+TEST_P(Checkpoints, RowsAreTheStoredNumbers) {
+  auto source = CheckpointSource::Open(TestData(GetParam()));
+  ASSERT_TRUE(source.ok()) << source.status();
+  ExpectHolds(**source, ReadTensors(TestData(GetParam())));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Checkpoints, ::testing::Values("tiny", "small", "window"));
+
+TEST(CheckpointSource, FollowsSymlinksAsHubCachesMakeThem) {
+  TempFolder folder;
+  std::filesystem::create_directories(folder.File("blobs"));
+  std::filesystem::create_directories(folder.File("snapshots/main"));
+  std::filesystem::copy_file(TestData("tiny/model.safetensors"), folder.File("blobs/abc"));
+  std::filesystem::create_symlink("../../blobs/abc",
+                                  folder.File("snapshots/main/model.safetensors"));
+  auto source = CheckpointSource::Open(folder.File("snapshots/main"));
+  ASSERT_TRUE(source.ok()) << source.status();
+  ExpectHolds(**source, ReadTensors(TestData("tiny")));
+}
+
+TEST(CheckpointSource, ReadsRowsLongerThanItsBuffer) {
+  TempFolder folder;
+  std::string bytes;
+  for (int i = 0; i < 2 * 50'001; ++i) {
+    bytes.push_back(static_cast<char>(i * 7));
+    bytes.push_back('\x3f');
+  }
+  const StoredTensors tensors = {{"w", {"BF16", {2, 50'001}, bytes}}};
+  WriteTensors(folder.File("model.safetensors"), tensors);
+  auto source = CheckpointSource::Open(folder.path());
+  ASSERT_TRUE(source.ok()) << source.status();
+  ExpectHolds(**source, tensors);
+}
+
+TEST(CheckpointSource, TypesItCannotReadAreNamed) {
+  TempFolder folder;
+  WriteTensors(folder.File("model.safetensors"), {{"ids", {"I64", {1}, std::string(8, '\0')}}});
+  auto source = CheckpointSource::Open(folder.path());
+  ASSERT_TRUE(source.ok()) << source.status();
+  float out = 0;
+  const absl::Status status = (*source)->ReadRows(*(*source)->Find("ids"), 0, 1, &out);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("model.safetensors: tensor ids: dtype I64"));
+}
+
+TEST(CheckpointSource, FolderWithoutWeightsIsNotFound) {
+  TempFolder folder;
+  const absl::Status status = CheckpointSource::Open(folder.path()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("model.safetensors"));
+  EXPECT_EQ(CheckpointSource::Open(folder.File("none")).status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+class Indexed : public ::testing::Test {
+ protected:
+  Indexed() {
+    WriteTensors(folder_.File("a.safetensors"), {{"one", {"F32", {1}, std::string(4, '\0')}}});
+    WriteTensors(folder_.File("b.safetensors"), {{"two", {"F32", {1}, std::string(4, '\1')}}});
+  }
+
+  absl::StatusOr<std::unique_ptr<CheckpointSource>> Open(const std::string& index) {
+    WriteFile(folder_.File("model.safetensors.index.json"), index);
+    return CheckpointSource::Open(folder_.path());
+  }
+
+  void ExpectRefused(const std::string& index, const std::string& what) {
+    const absl::Status status = Open(index).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << index;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("model.safetensors.index.json"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr(what));
+  }
+
+  TempFolder folder_;
+};
+
+TEST_F(Indexed, NeedsNoTotalSize) {
+  auto source = Open(R"({"weight_map":{"one":"a.safetensors","two":"b.safetensors"}})");
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_NE((*source)->Find("one"), nullptr);
+  EXPECT_NE((*source)->Find("two"), nullptr);
+}
+
+TEST_F(Indexed, WhatItDoesNotListIsNotThere) {
+  auto source = Open(R"({"metadata":{"total_size":4},"weight_map":{"one":"a.safetensors"}})");
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ((*source)->Find("two"), nullptr);
+}
+
+TEST_F(Indexed, MissingFileIsNamed) {
+  ExpectRefused(R"({"weight_map":{"one":"c.safetensors"}})", "c.safetensors");
+}
+
+TEST_F(Indexed, TensorInTheWrongFileIsNamed) {
+  ExpectRefused(R"({"weight_map":{"one":"b.safetensors"}})",
+                "says that b.safetensors holds tensor one");
+}
+
+TEST_F(Indexed, BrokenFileIsNamed) {
+  WriteFile(folder_.File("a.safetensors"), "broken");
+  ExpectRefused(R"({"weight_map":{"one":"a.safetensors"}})", "a.safetensors");
+}
+
+TEST_F(Indexed, FilesElsewhereAreRefused) {
+  ExpectRefused(R"({"weight_map":{"one":"../a.safetensors"}})", "same folder");
+  ExpectRefused(R"({"weight_map":{"one":"/etc/passwd"}})", "same folder");
+  ExpectRefused(R"({"weight_map":{"one":".."}})", "same folder");
+  ExpectRefused(R"({"weight_map":{"one":""}})", "same folder");
+  ExpectRefused(R"({"weight_map":{"one":7}})", "same folder");
+}
+
+TEST_F(Indexed, WhatIsNoIndexIsRefused) {
+  for (const char* text : {"", "[]", "{", "{}", R"({"weight_map":[]})", R"({"weight_map":"x"})"}) {
+    ExpectRefused(text, "weight_map");
+  }
+}
+
+}  // namespace
+}  // namespace marcoro

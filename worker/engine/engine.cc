@@ -1,0 +1,369 @@
+#include "worker/engine/engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+
+namespace marcoro {
+namespace {
+
+static_assert(kBlockTokens == kKvBlockTokens, "the scheduler's blocks are the kernels'");
+
+EndError ErrorOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      return EndError::kQueueFull;
+    case absl::StatusCode::kOutOfRange:
+      return EndError::kTooLong;
+    default:
+      return EndError::kInvalid;
+  }
+}
+
+OutputLogprob ToOutput(TokenLogprob logprob) { return {logprob.logprob, std::move(logprob.top)}; }
+
+bool Contains(const std::vector<TokenId>& ids, TokenId id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+
+}  // namespace
+
+Engine::Engine(const EngineOptions& options, Backend& backend, StepExecutor& executor, StepObserver observer)
+    : options_(options),
+      backend_(backend),
+      executor_(executor),
+      observer_(std::move(observer)),
+      scheduler_(options.scheduler) {
+  UpdateSnapshot({});
+}
+
+void Engine::Submit(EngineRequest request) {
+  // Bounded by the scheduler's queue: what it could not hold is refused here, before it costs memory.
+  const size_t bound = static_cast<size_t>(options_.scheduler.max_waiting) + options_.scheduler.max_sequences_per_step;
+  EndError refusal = EndError::kNone;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (draining_ || stop_) {
+      refusal = EndError::kDraining;
+    } else if (submissions_.size() >= bound) {
+      refusal = EndError::kQueueFull;
+    } else {
+      submissions_.push_back({std::move(request), absl::Now()});
+      idle_ = false;
+      return;
+    }
+  }
+  SequenceOutput output;
+  output.client_id = request.client_id;
+  output.end = EndReason::kError;
+  output.error = refusal;
+  output.detail = refusal == EndError::kDraining ? "the worker is draining" : "too many requests wait";
+  request.sink->Deliver({std::move(output)});
+}
+
+void Engine::Cancel(const OutputSink* sink, uint64_t client_id) {
+  absl::MutexLock lock(&mutex_);
+  cancellations_.push_back({sink, client_id, /*all=*/false});
+}
+
+void Engine::CancelAll(const OutputSink* sink) {
+  absl::MutexLock lock(&mutex_);
+  cancellations_.push_back({sink, 0, /*all=*/true});
+}
+
+void Engine::Drain() {
+  absl::MutexLock lock(&mutex_);
+  draining_ = true;
+  snapshot_.draining = true;
+}
+
+bool Engine::WaitIdle(absl::Time deadline) {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithDeadline(absl::Condition(&idle_), deadline);
+}
+
+void Engine::Stop() {
+  absl::MutexLock lock(&mutex_);
+  stop_ = true;
+}
+
+EngineSnapshot Engine::snapshot() const {
+  absl::MutexLock lock(&mutex_);
+  return snapshot_;
+}
+
+absl::Status Engine::Run() {
+  absl::Status status;
+  while (status.ok() && ProcessInbox()) {
+    const absl::Time begin = absl::Now();
+    const StepPlan& plan = scheduler_.Schedule(begin);
+    ReportExpired();
+    status = plan.empty() ? Idle() : RunStep(plan, begin);
+  }
+  const std::string detail = status.ok() ? "the worker stops" : std::string(status.message());
+  while (!live_.empty()) EndWithError(live_.begin()->first, EndError::kDraining, detail);
+  Flush();
+  UpdateSnapshot({});
+  return status;
+}
+
+bool Engine::ProcessInbox() {
+  std::vector<Submission> submissions;
+  std::vector<Cancellation> cancellations;
+  bool stop = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    submissions.swap(submissions_);
+    cancellations.swap(cancellations_);
+    stop = stop_;
+  }
+  for (Submission& submission : submissions) Admit(std::move(submission));
+  for (const Cancellation& cancellation : cancellations) Remove(cancellation);
+  return !stop;
+}
+
+void Engine::Admit(Submission submission) {
+  const EngineRequest& request = submission.request;
+  const auto key = std::make_pair(static_cast<const OutputSink*>(request.sink.get()), request.client_id);
+  if (by_client_.contains(key)) return Refuse(request, EndError::kInvalid, "the sequence id is in use");
+  NewSequence sequence;
+  sequence.id = next_id_;
+  sequence.prompt_ids = request.prompt;
+  sequence.generated_ids = request.generated;
+  sequence.max_tokens = request.max_tokens;
+  sequence.priority = request.priority;
+  if (request.queue_timeout.has_value()) sequence.deadline = submission.arrival + *request.queue_timeout;
+  sequence.cache_salt = request.cache_salt;
+  sequence.wants_prompt_logits = request.prompt_logprobs >= 0;
+  if (absl::Status status = scheduler_.Add(std::move(sequence)); !status.ok()) {
+    return Refuse(request, ErrorOf(status), std::string(status.message()));
+  }
+  Live live;
+  live.arrival = submission.arrival;
+  live.generated = static_cast<int32_t>(request.generated.size());
+  live.sampler = std::make_unique<SequenceSampler>(request.sampling, request.prompt, request.generated);
+  live.request = std::move(submission.request);
+  by_client_.emplace(key, next_id_);
+  live_.emplace(next_id_, std::move(live));
+  ++next_id_;
+}
+
+void Engine::Remove(const Cancellation& cancellation) {
+  std::vector<SequenceId> ids;
+  if (cancellation.all) {
+    for (const auto& [id, live] : live_) {
+      if (live.request.sink.get() == cancellation.sink) ids.push_back(id);
+    }
+  } else if (const auto it = by_client_.find({cancellation.sink, cancellation.client_id}); it != by_client_.end()) {
+    ids.push_back(it->second);
+  }
+  for (const SequenceId id : ids) {
+    scheduler_.Finish(id);
+    Forget(id);
+    ++totals_.finished_cancelled;
+  }
+}
+
+void Engine::ReportExpired() {
+  for (const SequenceId id : scheduler_.TakeExpired()) {
+    EndWithError(id, EndError::kDeadline, "the request did not begin before its deadline");
+  }
+}
+
+// Nothing to compute: waits for the inbox, and lets the peers know that this rank lives.
+absl::Status Engine::Idle() {
+  Flush();
+  UpdateSnapshot({});
+  const auto has_work = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return stop_ || !submissions_.empty() || !cancellations_.empty();
+  };
+  bool woken = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    woken = mutex_.AwaitWithTimeout(absl::Condition(&has_work), options_.heartbeat_interval);
+  }
+  return woken ? absl::OkStatus() : executor_.Heartbeat();
+}
+
+absl::Status Engine::RunStep(const StepPlan& plan, absl::Time begin) {
+  const absl::StatusOr<Tensor> logits = executor_.Execute(plan);
+  if (!logits.ok()) return logits.status();
+  if (plan.sequences.empty()) {  // blocks were zeroed, nothing else
+    scheduler_.Commit({});
+    return absl::OkStatus();
+  }
+  SampleStep(plan, *logits);
+  tokens_.clear();
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    const SequenceId id = plan.sequences[i].id;
+    if (sampled_[i].error == EndError::kNotANumber) {
+      scheduler_.Poison(id);
+    } else if (sampled_[i].error != EndError::kNone) {
+      scheduler_.Finish(id);
+    } else if (scheduler_.outputs()[i].samples) {
+      tokens_.push_back({id, sampled_[i].result.token});
+    }
+  }
+  scheduler_.Commit(tokens_);
+
+  StepRecord record;
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    EmitEntry(plan.sequences[i], scheduler_.outputs()[i], begin, sampled_[i], &record);
+  }
+  Flush();
+  record.sequences = static_cast<int32_t>(plan.sequences.size());
+  record.duration = absl::Now() - begin;
+  UpdateSnapshot(record);
+  if (observer_) observer_(record);
+  return absl::OkStatus();
+}
+
+// Samples every entry of the plan, rows side by side on all threads.
+void Engine::SampleStep(const StepPlan& plan, const Tensor& logits) {
+  summaries_.resize(logits.rows);
+  if (logits.rows > 0) backend_.SummarizeLogits(logits, absl::MakeSpan(summaries_));
+  sampled_.clear();
+  sampled_.resize(plan.sequences.size());
+  row_begins_.clear();
+  int64_t row = 0;
+  for (const SequenceStep& step : plan.sequences) {
+    row_begins_.push_back(row);
+    row += step.logit_rows;
+  }
+  MARCORO_CHECK(row == logits.rows);
+  backend_.ParallelFor(static_cast<int64_t>(plan.sequences.size()), [&](int64_t i) {
+    const SequenceStep& step = plan.sequences[i];
+    if (step.logit_rows == 0) return;
+    SampleEntry(step, scheduler_.outputs()[i], logits.Rows(row_begins_[i], step.logit_rows),
+                absl::MakeConstSpan(summaries_).subspan(row_begins_[i], step.logit_rows), &sampled_[i]);
+  });
+}
+
+void Engine::SampleEntry(const SequenceStep& step, const StepOutput& output, const Tensor& logits,
+                         absl::Span<const LogitSummary> summaries, Sampled* sampled) {
+  Live& live = live_.find(step.id)->second;
+  const auto row = [&](int64_t index) { return absl::MakeConstSpan(logits.Row<float>(index), logits.columns); };
+  for (const LogitSummary& summary : summaries) {
+    if (summary.has_nan) {
+      sampled->error = EndError::kNotANumber;
+      sampled->detail = "the model computed NaN for this sequence";
+      return;
+    }
+  }
+  thread_local SamplingScratch scratch;  // memory only
+  for (int32_t i = 0; i < output.prompt_rows; ++i) {
+    const TokenId token = live.request.prompt[output.prompt_token + i];
+    sampled->prompt_logprobs.push_back(
+        ToOutput(LogprobOf(row(i), summaries[i], token, live.request.prompt_logprobs, &scratch.candidates)));
+  }
+  if (!output.samples) return;
+  const int64_t last = logits.rows - 1;
+  auto result = live.sampler->Sample(row(last), summaries[last], &scratch);
+  if (!result.ok()) {
+    sampled->error = absl::IsDataLoss(result.status()) ? EndError::kNotANumber : EndError::kInvalid;
+    sampled->detail = std::string(result.status().message());
+    return;
+  }
+  sampled->result = *std::move(result);
+}
+
+// Tells the sink what the step brought to one sequence, and ends the sequence if that was its end.
+void Engine::EmitEntry(const SequenceStep& step, const StepOutput& output, absl::Time begin, Sampled& sampled,
+                       StepRecord* record) {
+  const auto it = live_.find(step.id);
+  MARCORO_CHECK(it != live_.end());
+  Live& live = it->second;
+  record->prompt_tokens += step.token_count - (output.samples && step.token_count == 1 ? 1 : 0);
+  if (sampled.error != EndError::kNone) return EndWithError(step.id, sampled.error, std::move(sampled.detail));
+
+  SequenceOutput result;
+  result.client_id = live.request.client_id;
+  if (output.begins) {
+    result.queue_time = begin - live.arrival;
+    result.cached_tokens = output.cached_tokens;
+    if (live.request.prompt_logprobs >= 0) result.prompt_logprobs.emplace_back();  // nothing predicts the first token
+  }
+  std::move(sampled.prompt_logprobs.begin(), sampled.prompt_logprobs.end(), std::back_inserter(result.prompt_logprobs));
+  if (output.samples) {
+    ++record->generated_tokens;
+    AppendToken(live, sampled.result, &result);
+  } else if (output.completes) {
+    result.end = EndReason::kLength;
+  }
+  if (!output.begins && result.tokens.empty() && result.prompt_logprobs.empty() && result.end == EndReason::kRunning) {
+    return;  // the middle of a prompt
+  }
+  if (result.end != EndReason::kRunning) {
+    ++(result.end == EndReason::kStopToken ? totals_.finished_stop : totals_.finished_length);
+    scheduler_.Finish(step.id);
+    Emit(live.request.sink, std::move(result));
+    return Forget(step.id);
+  }
+  Emit(live.request.sink, std::move(result));
+}
+
+void Engine::AppendToken(Live& live, SampleResult& sampled, SequenceOutput* result) {
+  live.sampler->Append(sampled.token);
+  ++live.generated;
+  result->tokens.push_back(sampled.token);
+  if (live.request.sampling.logprobs >= 0) result->logprobs.push_back(ToOutput(std::move(sampled.logprob)));
+  const int32_t context = options_.scheduler.context_length;
+  const int64_t length = static_cast<int64_t>(live.request.prompt.size()) + live.generated;
+  if (Contains(live.request.stop_token_ids, sampled.token)) {
+    result->end = EndReason::kStopToken;
+  } else if (live.generated >= live.request.max_tokens || length >= context) {
+    result->end = EndReason::kLength;
+  }
+}
+
+// The scheduler no longer knows the sequence, or is told here.
+void Engine::EndWithError(SequenceId id, EndError error, std::string detail) {
+  scheduler_.Finish(id);
+  const auto it = live_.find(id);
+  MARCORO_CHECK(it != live_.end());
+  Refuse(it->second.request, error, std::move(detail));
+  Forget(id);
+}
+
+void Engine::Refuse(const EngineRequest& request, EndError error, std::string detail) {
+  ++totals_.finished_error;
+  SequenceOutput output;
+  output.client_id = request.client_id;
+  output.end = EndReason::kError;
+  output.error = error;
+  output.detail = std::move(detail);
+  Emit(request.sink, std::move(output));
+}
+
+void Engine::Forget(SequenceId id) {
+  const auto it = live_.find(id);
+  by_client_.erase({it->second.request.sink.get(), it->second.request.client_id});
+  live_.erase(it);
+}
+
+void Engine::Emit(const std::shared_ptr<OutputSink>& sink, SequenceOutput output) {
+  for (auto& [known, outputs] : outbox_) {
+    if (known == sink) return outputs.push_back(std::move(output));
+  }
+  outbox_.emplace_back(sink, std::vector<SequenceOutput>());
+  outbox_.back().second.push_back(std::move(output));
+}
+
+void Engine::Flush() {
+  for (auto& [sink, outputs] : outbox_) sink->Deliver(std::move(outputs));
+  outbox_.clear();
+}
+
+void Engine::UpdateSnapshot(const StepRecord& record) {
+  totals_.steps += record.sequences > 0 ? 1 : 0;
+  totals_.prompt_tokens += record.prompt_tokens;
+  totals_.generated_tokens += record.generated_tokens;
+  totals_.scheduler = scheduler_.counters();
+  absl::MutexLock lock(&mutex_);
+  const bool draining = draining_;
+  snapshot_ = totals_;
+  snapshot_.draining = draining;
+  idle_ = live_.empty() && submissions_.empty();
+}
+
+}  // namespace marcoro

@@ -1,0 +1,69 @@
+#include "worker/model/parallel_linear.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/types/span.h"
+#include "kernels/check.h"
+
+namespace marcoro {
+
+void ColumnParallel(Backend& backend, const Tensor& x, const PackedWeight& weight,
+                    const Tensor& out) {
+  backend.Matmul(x, weight, out);
+}
+
+absl::Status RowParallel(Backend& backend, Communicator& communicator, const Tensor& x,
+                         const PackedWeight& weight, const Tensor& out) {
+  MARCORO_CHECK(out.stride == out.columns);
+  backend.Matmul(x, weight, out);
+  return communicator.AllReduceTree(absl::MakeSpan(out.Row<float>(0), out.rows * out.columns));
+}
+
+absl::StatusOr<VocabularyParallel> VocabularyParallel::Create(Backend& backend,
+                                                              Communicator& communicator,
+                                                              int64_t vocabulary_size,
+                                                              int64_t shard_rows,
+                                                              int64_t max_rows) {
+  VocabularyParallel result(backend, communicator, vocabulary_size, shard_rows);
+  auto shard = backend.Allocate(max_rows * shard_rows * sizeof(float));
+  if (!shard.ok()) return shard.status();
+  result.shard_ = *std::move(shard);
+  if (communicator.size() == 1 || communicator.rank() != 0) return result;
+  auto gathered = backend.Allocate(communicator.size() * max_rows * shard_rows * sizeof(float));
+  if (!gathered.ok()) return gathered.status();
+  result.gathered_ = *std::move(gathered);
+  auto logits = backend.Allocate(max_rows * vocabulary_size * sizeof(float));
+  if (!logits.ok()) return logits.status();
+  result.logits_ = *std::move(logits);
+  return result;
+}
+
+absl::StatusOr<Tensor> VocabularyParallel::Apply(const Tensor& x, const PackedWeight& weight) {
+  const int64_t rows = x.rows;
+  const Tensor shard(shard_.data(), DType::kF32, rows, shard_rows_);
+  backend_->Matmul(x, weight, shard);
+  if (communicator_->size() == 1) return shard;
+
+  auto* gathered = static_cast<float*>(gathered_.data());
+  const int64_t shard_elements = rows * shard_rows_;
+  const absl::Status status = communicator_->GatherToRoot(
+      absl::MakeConstSpan(shard.Row<float>(0), shard_elements),
+      absl::MakeSpan(gathered,
+                     communicator_->rank() == 0 ? communicator_->size() * shard_elements : 0));
+  if (!status.ok()) return status;
+  if (communicator_->rank() != 0) return Tensor();
+
+  const Tensor logits(logits_.data(), DType::kF32, rows, vocabulary_size_);
+  for (int rank = 0; rank < communicator_->size(); ++rank) {
+    const int64_t begin = rank * shard_rows_;
+    const int64_t count = std::min(shard_rows_, vocabulary_size_ - begin);
+    for (int64_t row = 0; row < rows; ++row) {
+      const float* source = gathered + rank * shard_elements + row * shard_rows_;
+      std::copy_n(source, count, logits.Row<float>(row) + begin);
+    }
+  }
+  return logits;
+}
+
+}  // namespace marcoro

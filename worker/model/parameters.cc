@@ -1,0 +1,112 @@
+#include "worker/model/parameters.h"
+
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+
+namespace marcoro {
+namespace {
+
+// Allocates tensors and keeps their memory in `storage`. The first failure is kept.
+class Allocator {
+ public:
+  Allocator(Backend& backend, std::vector<Buffer>& storage)
+      : backend_(backend), storage_(storage) {}
+
+  const absl::Status& status() const { return status_; }
+
+  PackedWeight Weight(const WeightShape& shape) {
+    PackedWeight weight;
+    weight.shape = shape;
+    weight.data = Take(backend_.WeightBytes(shape));
+    if (shape.dtype == DType::kF8E4M3) {
+      weight.scales = static_cast<float*>(Take(static_cast<size_t>(shape.rows) * sizeof(float)));
+    }
+    return weight;
+  }
+
+  Tensor Matrix(DType dtype, int64_t rows, int64_t columns) {
+    return Tensor(Take(static_cast<size_t>(rows * columns) * SizeOf(dtype)), dtype, rows, columns);
+  }
+
+ private:
+  void* Take(size_t bytes) {
+    if (!status_.ok()) return nullptr;
+    absl::StatusOr<Buffer> buffer = backend_.Allocate(bytes);
+    if (!buffer.ok()) {
+      status_ = buffer.status();
+      return nullptr;
+    }
+    storage_.push_back(*std::move(buffer));
+    return storage_.back().data();
+  }
+
+  Backend& backend_;
+  std::vector<Buffer>& storage_;
+  absl::Status status_;
+};
+
+LayerParameters AllocateLayer(const ModelConfig& config, int world_size, DType dtype,
+                              Allocator& allocator) {
+  const int64_t hidden = config.hidden_size;
+  const int64_t query = int64_t{config.heads} / world_size * config.head_dim;
+  const int64_t key_value = int64_t{config.kv_heads} / world_size * config.head_dim;
+  const int64_t ffn = int64_t{config.ffn_size} / world_size;
+  const int segments = config.reduction_segments() / world_size;
+  LayerParameters layer;
+  layer.attention_norm.resize(static_cast<size_t>(hidden));
+  layer.ffn_norm.resize(static_cast<size_t>(hidden));
+  layer.qkv = allocator.Weight({dtype, query + 2 * key_value, hidden, 1});
+  layer.o_proj = allocator.Weight({dtype, hidden, query, segments});
+  layer.gate_up = allocator.Weight({dtype, 2 * ffn, hidden, 1});
+  layer.down = allocator.Weight({dtype, hidden, ffn, segments});
+  return layer;
+}
+
+}  // namespace
+
+int64_t LogitShardRows(const ModelConfig& config, int world_size) {
+  return (int64_t{config.vocabulary_size} + world_size - 1) / world_size;
+}
+
+absl::StatusOr<ModelParameters> AllocateParameters(const ModelConfig& config, const Shard& shard,
+                                                   DType linear_dtype, Backend& backend) {
+  if (absl::Status status = CheckTensorParallel(config, shard.world_size); !status.ok()) {
+    return status;
+  }
+  MARCORO_CHECK(shard.rank >= 0 && shard.rank < shard.world_size);
+  MARCORO_CHECK(linear_dtype != DType::kF16);
+  const bool reference = backend.name().substr(0, 9) == "reference";
+  if (linear_dtype == DType::kF32 && !reference) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "float32 weights need the reference backend, not ", std::string(backend.name())));
+  }
+  ModelParameters parameters;
+  Allocator allocator(backend, parameters.storage);
+  const DType table_dtype = backend.activation_dtype();
+  parameters.embedding = allocator.Matrix(table_dtype, config.vocabulary_size, config.hidden_size);
+  for (int32_t i = 0; i < config.layers; ++i) {
+    parameters.layers.push_back(AllocateLayer(config, shard.world_size, linear_dtype, allocator));
+  }
+  parameters.final_norm.resize(static_cast<size_t>(config.hidden_size));
+  parameters.lm_head = allocator.Weight(
+      {table_dtype, LogitShardRows(config, shard.world_size), config.hidden_size, 1});
+  if (!allocator.status().ok()) return allocator.status();
+  return parameters;
+}
+
+absl::Status CheckTensorParallel(const ModelConfig& config, int world_size) {
+  const int most = config.reduction_segments();
+  const bool power_of_two = world_size > 0 && (world_size & (world_size - 1)) == 0;
+  if (power_of_two && world_size <= most) return absl::OkStatus();
+  std::string possible = "1";
+  for (int degree = 2; degree <= most; degree *= 2) absl::StrAppend(&possible, ", ", degree);
+  return absl::InvalidArgumentError(absl::StrCat(
+      "tensor-parallel degree ", world_size, " is not possible for this model (", config.kv_heads,
+      " KV heads, feed-forward size ", config.ffn_size, "); possible: ", possible));
+}
+
+}  // namespace marcoro

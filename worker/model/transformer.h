@@ -1,0 +1,74 @@
+// The model graph: one rank's share of a Mistral transformer, executed a step at a time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "worker/collective/communicator.h"
+#include "worker/model/config.h"
+#include "worker/model/kv_cache.h"
+#include "worker/model/parallel_linear.h"
+#include "worker/model/parameters.h"
+#include "worker/scheduler/step_plan.h"
+
+namespace marcoro {
+
+// Bounds of one step; activation buffers are sized by them once.
+struct StepBounds {
+  int32_t tokens = 512;          // most new tokens in a step
+  int32_t logit_rows = 256;      // most rows of logits in a step
+  int32_t context_length = 4096; // most positions of a sequence; also the length of the rope table
+};
+
+class Transformer {
+ public:
+  // Takes the parameters; backend and communicator must outlive the transformer. kv_blocks is the size of the KV cache.
+  static absl::StatusOr<std::unique_ptr<Transformer>> Create(const ModelConfig& config, const Shard& shard,
+                                                             ModelParameters parameters, const StepBounds& bounds,
+                                                             int32_t kv_blocks, Backend& backend,
+                                                             Communicator& communicator);
+
+  // Executes the plan, whose sizes are within the bounds. On rank 0: logits (Σ logit_rows, V) F32, in the plan's order, valid
+  // until the next call; elsewhere an empty tensor. Fails only when a collective does.
+  absl::StatusOr<Tensor> Forward(const StepPlan& plan);
+
+  const ModelConfig& config() const { return config_; }
+  const StepBounds& bounds() const { return bounds_; }
+  int32_t kv_blocks() const { return cache_.blocks(); }
+
+  // Bytes of activations that Create allocates besides parameters and KV cache.
+  static size_t ActivationBytes(const ModelConfig& config, const Shard& shard, const StepBounds& bounds,
+                                const Backend& backend);
+
+ private:
+  struct Activations;
+
+  Transformer(const ModelConfig& config, ModelParameters parameters, const StepBounds& bounds, KvCache cache,
+              Backend& backend, Communicator& communicator, VocabularyParallel lm_head);
+
+  absl::Status Allocate(const Shard& shard);
+  Activations ViewActivations(int64_t tokens) const;
+  void CollectSpans(const StepPlan& plan);
+  absl::Status Layer(int index, const Activations& act);
+  // Copies the rows that need logits side by side; returns how many.
+  int64_t SelectLogitRows(const StepPlan& plan, const Tensor& from, const Tensor& to) const;
+
+  ModelConfig config_;
+  ModelParameters parameters_;
+  StepBounds bounds_;
+  KvCache cache_;
+  Backend& backend_;
+  Communicator& communicator_;
+  VocabularyParallel lm_head_;
+  AttentionShape attention_;
+  int world_size_ = 1;
+  std::vector<float> rope_;  // (context_length, D): D/2 cosines, then D/2 sines
+  std::vector<SequenceSpan> spans_;
+  std::vector<Buffer> storage_;
+};
+
+}  // namespace marcoro

@@ -1,0 +1,132 @@
+#include "worker/weights/describe.h"
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "worker/model/parameters.h"
+#include "worker/model/text_file.h"
+#include "worker/weights/checkpoint_source.h"
+#include "worker/weights/load_plan.h"
+#include "worker/weights/model_tensors.h"
+
+namespace marcoro {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kMaxTokenizerConfigBytes = 16u << 20;
+constexpr size_t kMaxTemplateBytes = 1u << 20;
+constexpr const char* kTokenizerFiles[] = {
+    "tokenizer.model",   "tokenizer.json",      "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "generation_config.json"};
+
+// tokenizer_config.json's chat_template is a text, or a list of named ones.
+std::string TemplateOf(const json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  std::string text;
+  if (!value.is_array()) return text;
+  for (const json& item : value) {
+    if (!item.is_object() || !item.contains("template") || !item["template"].is_string()) continue;
+    const bool is_default = item.contains("name") && item["name"] == "default";
+    if (text.empty() || is_default) text = item["template"].get<std::string>();
+  }
+  return text;
+}
+
+absl::StatusOr<std::string> ReadChatTemplate(const std::string& directory) {
+  absl::StatusOr<std::string> file =
+      ReadTextFile(absl::StrCat(directory, "/chat_template.jinja"), kMaxTemplateBytes);
+  if (!absl::IsNotFound(file.status())) return file;
+  const std::string path = absl::StrCat(directory, "/tokenizer_config.json");
+  absl::StatusOr<std::string> text = ReadTextFile(path, kMaxTokenizerConfigBytes);
+  if (absl::IsNotFound(text.status())) return std::string();
+  if (!text.ok()) return text.status();
+  const json root = json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  if (!root.is_object()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON object"));
+  }
+  return root.contains("chat_template") ? TemplateOf(root["chat_template"]) : std::string();
+}
+
+// The file's name without its directory.
+std::string BaseName(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? path : path.substr(slash + 1);
+}
+
+void AddTensors(const CheckpointSource& source, CheckpointDescription& description) {
+  for (const TensorInfo* tensor : source.Tensors()) {
+    TensorInfo info = *tensor;
+    info.origin = BaseName(info.origin);
+    DTypeTotals& totals = description.dtypes[info.dtype];
+    totals.tensors += 1;
+    totals.elements += static_cast<uint64_t>(info.rows()) * static_cast<uint64_t>(info.columns());
+    totals.bytes += info.bytes;
+    description.stored_bytes += info.bytes;
+    description.tensors.push_back(std::move(info));
+  }
+}
+
+// Bytes of the weights in memory: linear ones as asked, tables in BF16, norms in float32. lm_head
+// is held apart from the embedding even where they are tied.
+uint64_t ServedBytes(const ModelConfig& config, DType linear) {
+  ModelConfig untied = config;
+  untied.tied_embeddings = false;
+  uint64_t bytes = 0;
+  for (const ModelTensor& tensor : ModelTensors(untied)) {
+    const uint64_t rows = static_cast<uint64_t>(tensor.shape[0]);
+    const uint64_t elements =
+        tensor.shape.size() == 1 ? rows : rows * static_cast<uint64_t>(tensor.shape[1]);
+    const DType dtype = tensor.role == TensorRole::kNorm     ? DType::kF32
+                        : tensor.role == TensorRole::kLinear ? linear
+                                                             : DType::kBF16;
+    bytes += elements * SizeOf(dtype);
+    if (dtype == DType::kF8E4M3) bytes += rows * sizeof(float);
+  }
+  return bytes;
+}
+
+absl::Status CheckServable(const CheckpointSource& source, const ModelConfig& config) {
+  if (!config.quantization.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pre-quantized checkpoints are not supported (", config.quantization, ")"));
+  }
+  std::vector<std::string> unused;
+  return CheckTensors(source, config, &unused);
+}
+
+}  // namespace
+
+absl::StatusOr<CheckpointDescription> DescribeCheckpoint(const std::string& directory) {
+  absl::StatusOr<ModelConfig> config = LoadModelConfig(directory);
+  if (!config.ok()) return config.status();
+  absl::StatusOr<std::unique_ptr<CheckpointSource>> source = CheckpointSource::Open(directory);
+  if (!source.ok()) return source.status();
+  absl::StatusOr<std::string> chat_template = ReadChatTemplate(directory);
+  if (!chat_template.ok()) return chat_template.status();
+
+  CheckpointDescription description;
+  description.directory = directory;
+  description.config = *config;
+  description.parameters = config->parameter_count();
+  AddTensors(**source, description);
+  description.fp8_bytes = ServedBytes(*config, DType::kF8E4M3);
+  description.bf16_bytes = ServedBytes(*config, DType::kBF16);
+  description.kv_bytes_per_token = uint64_t{2} * static_cast<uint64_t>(config->layers) *
+                                   static_cast<uint64_t>(config->kv_heads) *
+                                   static_cast<uint64_t>(config->head_dim) * SizeOf(DType::kBF16);
+  for (int degree = 1; CheckTensorParallel(*config, degree).ok(); degree *= 2) {
+    description.tensor_parallel_degrees.push_back(degree);
+  }
+  description.chat_template = *std::move(chat_template);
+  for (const char* name : kTokenizerFiles) {
+    if (IsRegularFile(absl::StrCat(directory, "/", name))) {
+      description.tokenizer_files.push_back(name);
+    }
+  }
+  description.servable = CheckServable(**source, *config);
+  return description;
+}
+
+}  // namespace marcoro

@@ -1,0 +1,129 @@
+#include "worker/weights/load_plan.h"
+
+#include <algorithm>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "worker/weights/model_tensors.h"
+
+namespace marcoro {
+namespace {
+
+bool IsReadable(const std::string& dtype) {
+  return dtype == "BF16" || dtype == "F16" || dtype == "F32";
+}
+
+absl::Status CheckTensor(const TensorSource& source, const ModelTensor& expected) {
+  const TensorInfo* tensor = source.Find(expected.name);
+  if (tensor == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(source.Description(), ": tensor ", expected.name, " is missing"));
+  }
+  if (tensor->shape != expected.shape) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        tensor->origin, ": tensor ", tensor->name, " has shape ", FormatShape(tensor->shape),
+        ", the config needs ", FormatShape(expected.shape)));
+  }
+  if (!IsReadable(tensor->dtype)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(tensor->origin, ": tensor ", tensor->name, " has dtype ", tensor->dtype,
+                     ", which cannot be loaded (BF16, F16 and F32 can)"));
+  }
+  return absl::OkStatus();
+}
+
+// Adds jobs for the weights of one shard.
+class Planner {
+ public:
+  Planner(const TensorSource& source, const Shard& shard, std::vector<LoadJob>& jobs)
+      : source_(source), shard_(shard), jobs_(jobs) {}
+
+  void Matrix(std::string_view name, const Tensor& matrix) {
+    LoadJob job;
+    job.matrix = matrix;
+    job.ranges.push_back({source_.Find(name), 0, matrix.rows});
+    jobs_.push_back(std::move(job));
+  }
+
+  // This rank's equal part of the rows of each tensor, one after the other.
+  void ColumnParallel(const std::vector<std::string>& names, const PackedWeight& weight) {
+    LoadJob job;
+    job.weight = weight;
+    int64_t total = 0;
+    for (const std::string& name : names) {
+      const TensorInfo* tensor = source_.Find(name);
+      const int64_t rows = tensor->rows() / shard_.world_size;
+      job.ranges.push_back({tensor, shard_.rank * rows, rows});
+      total += rows;
+    }
+    MARCORO_CHECK(total == weight.shape.rows);
+    jobs_.push_back(std::move(job));
+  }
+
+  // Every row, this rank's part of its columns.
+  void RowParallel(const std::string& name, const PackedWeight& weight) {
+    LoadJob job;
+    job.weight = weight;
+    job.first_column = shard_.rank * weight.shape.columns;
+    job.ranges.push_back({source_.Find(name), 0, weight.shape.rows});
+    jobs_.push_back(std::move(job));
+  }
+
+  // Neighbouring vocabulary rows; the last ranks may have fewer, or none.
+  void LogitShard(std::string_view name, int64_t vocabulary, const PackedWeight& weight) {
+    LoadJob job;
+    job.weight = weight;
+    const int64_t first = std::min(shard_.rank * weight.shape.rows, vocabulary);
+    const int64_t last = std::min(first + weight.shape.rows, vocabulary);
+    if (first < last) job.ranges.push_back({source_.Find(name), first, last - first});
+    jobs_.push_back(std::move(job));
+  }
+
+ private:
+  const TensorSource& source_;
+  const Shard shard_;
+  std::vector<LoadJob>& jobs_;
+};
+
+}  // namespace
+
+absl::Status CheckTensors(const TensorSource& source, const ModelConfig& config,
+                          std::vector<std::string>* unused) {
+  absl::flat_hash_set<std::string> expected_names;
+  for (const ModelTensor& expected : ModelTensors(config)) {
+    if (absl::Status status = CheckTensor(source, expected); !status.ok()) return status;
+    expected_names.insert(expected.name);
+  }
+  for (const TensorInfo* tensor : source.Tensors()) {
+    if (expected_names.contains(tensor->name)) continue;
+    if (absl::EndsWith(tensor->name, ".bias")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(tensor->origin, ": tensor ", tensor->name, ": biases are not supported"));
+    }
+    unused->push_back(tensor->name);
+  }
+  return absl::OkStatus();
+}
+
+std::vector<LoadJob> PlanJobs(const TensorSource& source, const ModelConfig& config,
+                              const Shard& shard, const ModelParameters& parameters) {
+  std::vector<LoadJob> jobs;
+  Planner planner(source, shard, jobs);
+  planner.Matrix(kEmbeddingName, parameters.embedding);
+  for (int32_t i = 0; i < config.layers; ++i) {
+    const LayerParameters& layer = parameters.layers[static_cast<size_t>(i)];
+    const auto name = [i](std::string_view part) { return LayerTensorName(i, part); };
+    planner.ColumnParallel(
+        {name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj")}, layer.qkv);
+    planner.RowParallel(name("self_attn.o_proj"), layer.o_proj);
+    planner.ColumnParallel({name("mlp.gate_proj"), name("mlp.up_proj")}, layer.gate_up);
+    planner.RowParallel(name("mlp.down_proj"), layer.down);
+  }
+  planner.LogitShard(config.tied_embeddings ? kEmbeddingName : kLmHeadName, config.vocabulary_size,
+                     parameters.lm_head);
+  return jobs;
+}
+
+}  // namespace marcoro

@@ -1,0 +1,292 @@
+#include "worker/weights/loader.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "kernels/check.h"
+#include "worker/weights/load_plan.h"
+#include "worker/weights/model_tensors.h"
+#include "worker/weights/quantize.h"
+
+namespace marcoro {
+namespace {
+
+// Elements of a destination that one thread packs at a time, and of stored rows that it holds as
+// float32. Rows longer than this are still handled whole.
+constexpr int64_t kChunkElements = 512 * 1024;
+constexpr int64_t kReadElements = 64 * 1024;
+constexpr int64_t kPackRows = 64;  // Backend::PackWeight's granularity
+constexpr size_t kNamedUnused = 5;
+
+// Buffers of one thread at work.
+struct Scratch {
+  std::vector<float> rows;         // stored rows as float32
+  std::vector<uint64_t> elements;  // converted rows, dense, waiting to be packed
+};
+
+// Lends buffers, so that there are never more of them than threads at work.
+class ScratchPool {
+ public:
+  std::unique_ptr<Scratch> Take() {
+    absl::MutexLock lock(&mutex_);
+    if (free_.empty()) return std::make_unique<Scratch>();
+    std::unique_ptr<Scratch> scratch = std::move(free_.back());
+    free_.pop_back();
+    return scratch;
+  }
+
+  void Return(std::unique_ptr<Scratch> scratch) {
+    absl::MutexLock lock(&mutex_);
+    free_.push_back(std::move(scratch));
+  }
+
+ private:
+  absl::Mutex mutex_;
+  std::vector<std::unique_ptr<Scratch>> free_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Stored bytes read so far, told to the caller one call at a time.
+class ProgressCounter {
+ public:
+  ProgressCounter(uint64_t total, const std::function<void(uint64_t, uint64_t)>& callback)
+      : total_(total), callback_(callback) {}
+
+  void Add(uint64_t bytes) {
+    absl::MutexLock lock(&mutex_);
+    done_ += bytes;
+    if (callback_) callback_(done_, total_);
+  }
+
+ private:
+  const uint64_t total_;
+  const std::function<void(uint64_t, uint64_t)>& callback_;
+  absl::Mutex mutex_;
+  uint64_t done_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+// The first failure of several threads.
+class FirstError {
+ public:
+  bool ok() const { return ok_.load(std::memory_order_relaxed); }
+
+  void Set(absl::Status status) {
+    absl::MutexLock lock(&mutex_);
+    if (status_.ok()) status_ = std::move(status);
+    ok_.store(status_.ok(), std::memory_order_relaxed);
+  }
+
+  absl::Status status() {
+    absl::MutexLock lock(&mutex_);
+    return status_;
+  }
+
+ private:
+  std::atomic<bool> ok_ = true;
+  absl::Mutex mutex_;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Fills destinations job by job, each on all threads of the backend.
+class ShardLoader {
+ public:
+  ShardLoader(TensorSource& source, Backend& backend, ProgressCounter& progress)
+      : source_(source), backend_(backend), progress_(progress) {}
+
+  absl::Status Run(const std::vector<LoadJob>& jobs) {
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      if (i == 0) Prefetch(jobs[0]);
+      if (i + 1 < jobs.size()) Prefetch(jobs[i + 1]);
+      if (absl::Status status = RunJob(jobs[i]); !status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadNorm(const std::string& name, std::vector<float>& out) {
+    const TensorInfo* tensor = source_.Find(name);
+    if (absl::Status status = source_.ReadRows(*tensor, 0, 1, out.data()); !status.ok()) {
+      return status;
+    }
+    if (!AllFinite(out.data(), tensor->columns())) return NotFinite(*tensor, 0);
+    progress_.Add(tensor->bytes);
+    return absl::OkStatus();
+  }
+
+ private:
+  void Prefetch(const LoadJob& job) {
+    for (const RowRange& range : job.ranges) {
+      source_.Prefetch(*range.tensor, range.first_row, range.rows);
+    }
+  }
+
+  absl::Status RunJob(const LoadJob& job) {
+    const int64_t chunk_rows =
+        std::max<int64_t>(1, kChunkElements / (kPackRows * job.columns())) * kPackRows;
+    const int64_t chunks = (job.rows() + chunk_rows - 1) / chunk_rows;
+    FirstError error;
+    backend_.ParallelFor(chunks, [&](int64_t chunk) {
+      if (!error.ok()) return;
+      const int64_t first = chunk * chunk_rows;
+      const int64_t count = std::min(chunk_rows, job.rows() - first);
+      std::unique_ptr<Scratch> scratch = scratch_.Take();
+      absl::Status status = LoadChunk(job, first, count, *scratch);
+      scratch_.Return(std::move(scratch));
+      if (!status.ok()) error.Set(std::move(status));
+    });
+    return error.status();
+  }
+
+  // Rows [first, first + count) of the destination.
+  absl::Status LoadChunk(const LoadJob& job, int64_t first, int64_t count, Scratch& scratch) {
+    const size_t row_bytes = static_cast<size_t>(job.columns()) * SizeOf(job.dtype());
+    char* elements = static_cast<char*>(job.packed() ? nullptr : job.matrix.RowBytes(first));
+    if (job.packed()) {
+      scratch.elements.assign((static_cast<size_t>(count) * row_bytes + 7) / 8, 0);
+      elements = reinterpret_cast<char*>(scratch.elements.data());
+    }
+    int64_t range_begin = 0;  // the destination row at which the range begins
+    for (const RowRange& range : job.ranges) {
+      const int64_t begin = std::max(first, range_begin);
+      const int64_t end = std::min(first + count, range_begin + range.rows);
+      if (begin < end) {
+        const RowRange part{range.tensor, range.first_row + begin - range_begin, end - begin};
+        char* out = elements + static_cast<size_t>(begin - first) * row_bytes;
+        absl::Status status = LoadRows(job, part, begin, out, scratch.rows);
+        if (!status.ok()) return status;
+      }
+      range_begin += range.rows;
+    }
+    if (job.packed()) backend_.PackWeight(job.weight, first, count, elements);
+    return absl::OkStatus();
+  }
+
+  // Converts stored rows into destination rows from `row` on, dense at `out`.
+  absl::Status LoadRows(const LoadJob& job, const RowRange& range, int64_t row, char* out,
+                        std::vector<float>& buffer) {
+    const int64_t stored_columns = range.tensor->columns();
+    const int64_t step = std::max<int64_t>(1, kReadElements / stored_columns);
+    const size_t row_bytes = static_cast<size_t>(job.columns()) * SizeOf(job.dtype());
+    buffer.resize(static_cast<size_t>(step * stored_columns));
+    for (int64_t done = 0; done < range.rows; done += step) {
+      const int64_t count = std::min(step, range.rows - done);
+      const int64_t stored_row = range.first_row + done;
+      absl::Status status = source_.ReadRows(*range.tensor, stored_row, count, buffer.data());
+      if (!status.ok()) return status;
+      for (int64_t i = 0; i < count; ++i) {
+        const float* numbers = buffer.data() + i * stored_columns;
+        char* out_row = out + static_cast<size_t>(done + i) * row_bytes;
+        if (!ConvertRow(job, numbers, stored_columns, row + done + i, out_row)) {
+          return NotFinite(*range.tensor, stored_row + i);
+        }
+      }
+      progress_.Add(RowRange{range.tensor, stored_row, count}.bytes());
+    }
+    return absl::OkStatus();
+  }
+
+  // One stored row, whole, into the destination's type and columns. False if a number is not
+  // finite.
+  bool ConvertRow(const LoadJob& job, const float* numbers, int64_t stored_columns, int64_t row,
+                  char* out) {
+    const float* kept = numbers + job.first_column;
+    switch (job.dtype()) {
+      case DType::kF8E4M3: {
+        float* scale = job.weight.scales + row;
+        if (!RowScale(numbers, stored_columns, scale)) return false;
+        QuantizeRow(kept, job.columns(), *scale, reinterpret_cast<uint8_t*>(out));
+        return true;
+      }
+      case DType::kBF16:
+        return RoundToBFloat16(kept, job.columns(), reinterpret_cast<BFloat16*>(out));
+      default:
+        MARCORO_CHECK(job.dtype() == DType::kF32);
+        std::memcpy(out, kept, static_cast<size_t>(job.columns()) * sizeof(float));
+        return AllFinite(kept, job.columns());
+    }
+  }
+
+  static absl::Status NotFinite(const TensorInfo& tensor, int64_t row) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(tensor.origin, ": tensor ", tensor.name, ": row ", row,
+                     " holds a number that is not finite (NaN, infinite or too large)"));
+  }
+
+  TensorSource& source_;
+  Backend& backend_;
+  ProgressCounter& progress_;
+  ScratchPool scratch_;
+};
+
+void WarnOfUnused(const std::vector<std::string>& unused, const LoadOptions& options) {
+  if (unused.empty()) return;
+  std::string message = absl::StrCat("ignoring ", unused.size(), " tensor",
+                                     unused.size() == 1 ? "" : "s", " the model does not use: ");
+  for (size_t i = 0; i < std::min(unused.size(), kNamedUnused); ++i) {
+    absl::StrAppend(&message, i == 0 ? "" : ", ", unused[i]);
+  }
+  if (unused.size() > kNamedUnused) absl::StrAppend(&message, ", …");
+  if (options.warn) {
+    options.warn(message);
+  } else {
+    spdlog::warn("{}", message);
+  }
+}
+
+// Every norm with the vector it fills.
+std::vector<std::pair<std::string, std::vector<float>*>> Norms(ModelParameters& parameters) {
+  std::vector<std::pair<std::string, std::vector<float>*>> norms;
+  for (size_t i = 0; i < parameters.layers.size(); ++i) {
+    LayerParameters& layer = parameters.layers[i];
+    const int number = static_cast<int>(i);
+    norms.emplace_back(LayerTensorName(number, "input_layernorm"), &layer.attention_norm);
+    norms.emplace_back(LayerTensorName(number, "post_attention_layernorm"), &layer.ffn_norm);
+  }
+  norms.emplace_back(std::string(kFinalNormName), &parameters.final_norm);
+  return norms;
+}
+
+}  // namespace
+
+absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const ModelConfig& config,
+                                               const Shard& shard, const LoadOptions& options,
+                                               Backend& backend) {
+  if (!config.quantization.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(source.Description(),
+                     ": config.json: quantization_config: pre-quantized "
+                     "checkpoints are not supported (this one: ",
+                     config.quantization, ")"));
+  }
+  std::vector<std::string> unused;
+  if (absl::Status status = CheckTensors(source, config, &unused); !status.ok()) return status;
+  WarnOfUnused(unused, options);
+  absl::StatusOr<ModelParameters> parameters =
+      AllocateParameters(config, shard, options.linear_dtype, backend);
+  if (!parameters.ok()) return parameters;
+
+  const std::vector<LoadJob> jobs = PlanJobs(source, config, shard, *parameters);
+  const auto norms = Norms(*parameters);
+  uint64_t total = 0;
+  for (const LoadJob& job : jobs) {
+    for (const RowRange& range : job.ranges) total += range.bytes();
+  }
+  for (const auto& [name, norm] : norms) total += source.Find(name)->bytes;
+
+  ProgressCounter progress(total, options.progress);
+  ShardLoader loader(source, backend, progress);
+  for (const auto& [name, norm] : norms) {
+    if (absl::Status status = loader.LoadNorm(name, *norm); !status.ok()) return status;
+  }
+  if (absl::Status status = loader.Run(jobs); !status.ok()) return status;
+  return parameters;
+}
+
+}  // namespace marcoro

@@ -1,0 +1,60 @@
+// Where weights come from, seen as named tensors whose rows can be read as float32. A checkpoint,
+// random numbers or a merge recipe: the loader does not know the difference.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace marcoro {
+
+class Sha256;
+
+struct TensorInfo {
+  std::string name;            // Hugging Face's: "model.layers.0.mlp.up_proj.weight"
+  std::string dtype;           // safetensors' name of the stored type: "BF16", "F16", "F32", …
+  std::vector<int64_t> shape;  // as stored
+  std::string origin;          // what messages name: the file, "random weights", …
+  uint64_t bytes = 0;          // as stored
+
+  // A tensor as a matrix: (shape[0], product of the rest); a vector is one row, as is a scalar.
+  int64_t rows() const { return shape.size() < 2 ? 1 : shape[0]; }
+  int64_t columns() const;
+};
+
+class TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+
+  // One line for logs.
+  virtual std::string Description() const = 0;
+
+  // Null if there is no such tensor. The pointer lives as long as the source.
+  virtual const TensorInfo* Find(std::string_view name) const = 0;
+
+  // Every tensor, by name.
+  virtual std::vector<const TensorInfo*> Tensors() const = 0;
+
+  // A hint that these rows are read soon; what it takes must not wait for the disk.
+  virtual void Prefetch(const TensorInfo& tensor, int64_t first_row, int64_t count) {}
+
+  // out (count, columns) = rows [first_row, first_row + count) in float32. Every value of the
+  // stored type is kept exactly, NaN and infinities included. Calls may run concurrently.
+  // INVALID_ARGUMENT for a type that is not BF16, F16 or F32; DATA_LOSS if the file ended or could
+  // not be read. Messages name origin and tensor.
+  virtual absl::Status ReadRows(const TensorInfo& tensor, int64_t first_row, int64_t count,
+                                float* out) = 0;
+
+  // Adds what tells this tensor's contents from others' to the hash. Equal for equal contents,
+  // whatever files they lie in.
+  virtual absl::Status HashContents(const TensorInfo& tensor, Sha256& hash) = 0;
+};
+
+// "[4096, 14336]"
+std::string FormatShape(const std::vector<int64_t>& shape);
+
+}  // namespace marcoro
