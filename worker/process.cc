@@ -189,8 +189,11 @@ absl::StatusOr<ModelParameters> LoadShard(const WorkerConfig& config, OpenedMode
   // One rank's progress stands for the group's: all read at the same pace.
   std::optional<ProgressReporter> progress;
   if (config.rank == 0) {
-    progress.emplace(ProgressOptions::ForStderr("loading"));
-    options.progress = [&progress](uint64_t done, uint64_t total) { progress->Update(done, total); };
+    options.progress = [&progress](uint64_t done, uint64_t total) {
+      // Begins with the first bytes: making room for the shard comes before and is no part of the rate.
+      if (!progress.has_value()) progress.emplace(ProgressOptions::ForStderr("loading"));
+      progress->Update(done, total);
+    };
   }
   auto parameters = LoadParameters(*model.source, model.config, shard, options, *model.backend);
   if (!parameters.ok()) return ExplainMemory(parameters.status(), config);

@@ -17,6 +17,8 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"serve", marcoro::ServeCommand, "serve a model on this host"},
+    {"generate", marcoro::GenerateCommand, "continue a prompt, streaming"},
+    {"inspect", marcoro::InspectCommand, "tell what a checkpoint is"},
 };
 
 void PrintUsage(FILE* file) {

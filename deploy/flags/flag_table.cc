@@ -18,6 +18,13 @@ struct Formatter {
   std::string operator()(const bool* value) const { return *value ? "true" : "false"; }
   std::string operator()(const double* value) const { return absl::StrCat(*value); }
   std::string operator()(const absl::Duration* value) const { return absl::FormatDuration(*value); }
+  std::string operator()(const std::vector<std::string>* value) const {
+    return absl::StrJoin(*value, ", ");
+  }
+  template <typename Value>
+  std::string operator()(const std::optional<Value>* value) const {
+    return value->has_value() ? (*this)(&**value) : "";
+  }
   template <typename Integer>
   std::string operator()(const Integer* value) const {
     return absl::StrCat(*value);
@@ -55,12 +62,28 @@ struct Setter {
     if (absl::ParseDuration(text, target) && InRange(absl::ToDoubleSeconds(*target))) return "";
     return absl::StrCat("must be a duration such as 500ms, 30s or 2m, ", Range(spec), " seconds");
   }
+  std::string operator()(std::vector<std::string>* target) const {
+    target->emplace_back(text);
+    return "";
+  }
+  template <typename Value>
+  std::string operator()(std::optional<Value>* target) const {
+    Value value{};
+    std::string problem = (*this)(&value);
+    if (problem.empty()) *target = value;
+    return problem;
+  }
   template <typename Integer>
   std::string operator()(Integer* target) const {
     if (absl::SimpleAtoi(text, target) && InRange(static_cast<double>(*target))) return "";
     return absl::StrCat("must be a whole number ", Range(spec));
   }
 };
+
+bool IsBoolean(const FlagTable::Target& target) {
+  return std::holds_alternative<bool*>(target) ||
+         std::holds_alternative<std::optional<bool>*>(target);
+}
 
 FlagTable::Print PrintOf(absl::string_view argument) {
   if (argument == "--help" || argument == "-h") return FlagTable::Print::kHelp;
@@ -91,15 +114,16 @@ absl::StatusOr<std::pair<const FlagTable::Flag*, std::string>> FlagTable::Match(
   const Flag* flag = Find(name);
   if (flag == nullptr && !has_value && name.substr(0, 3) == "no-") {
     const Flag* positive = Find(name.substr(3));
-    if (positive != nullptr && std::holds_alternative<bool*>(positive->target))
+    if (positive != nullptr && IsBoolean(positive->target)) {
       return std::make_pair(positive, "false");
+    }
   }
   if (flag == nullptr) {
     return absl::InvalidArgumentError(
         absl::StrCat("unknown flag --", name, "; --help lists the flags"));
   }
   if (has_value) return std::make_pair(flag, std::string(argument.substr(equals + 1)));
-  if (std::holds_alternative<bool*>(flag->target)) return std::make_pair(flag, "true");
+  if (IsBoolean(flag->target)) return std::make_pair(flag, "true");
   if (*index + 1 == arguments.size()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--", name, " needs a value: --", name, "=", flag->spec.value));
@@ -144,7 +168,8 @@ absl::StatusOr<FlagTable::Parsed> FlagTable::Parse(
   return parsed;
 }
 
-absl::StatusOr<std::string> FlagTable::Canonical(const std::vector<std::string>& arguments, size_t* index) const {
+absl::StatusOr<std::string> FlagTable::Canonical(const std::vector<std::string>& arguments,
+                                                 size_t* index) const {
   if (arguments[*index].substr(0, 2) != "--") return "";
   size_t last = *index;
   auto match = Match(arguments, &last);

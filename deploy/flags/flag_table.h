@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -18,8 +19,11 @@ namespace marcoro {
 
 class FlagTable {
  public:
+  // An optional is empty unless the flag is given; a vector gets one more text each time it is.
   using Target =
-      std::variant<std::string*, bool*, int32_t*, int64_t*, uint64_t*, double*, absl::Duration*>;
+      std::variant<std::string*, bool*, int32_t*, int64_t*, uint64_t*, double*, absl::Duration*,
+                   std::optional<bool>*, std::optional<int32_t>*, std::optional<uint64_t>*,
+                   std::optional<double>*, std::vector<std::string>*>;
 
   // `usage` is the line that --help begins with.
   explicit FlagTable(std::string usage) : usage_(std::move(usage)) {}
@@ -49,9 +53,11 @@ class FlagTable {
   // then be partly set.
   absl::StatusOr<Parsed> Parse(const std::vector<std::string>& arguments) const;
 
-  // For programs that pass flags on: if arguments[*index] is a flag of this table, its canonical form --name=value, with *index
-  // on the last argument that belongs to it; empty if the table does not know it. INVALID_ARGUMENT if its value is missing.
-  absl::StatusOr<std::string> Canonical(const std::vector<std::string>& arguments, size_t* index) const;
+  // For programs that pass flags on: if arguments[*index] is a flag of this table, its canonical
+  // form --name=value, with *index on the last argument that belongs to it; empty if the table does
+  // not know it. INVALID_ARGUMENT if its value is missing.
+  absl::StatusOr<std::string> Canonical(const std::vector<std::string>& arguments,
+                                        size_t* index) const;
 
   std::string Help() const;
   // | flag | default | meaning | rows, for the README.

@@ -198,6 +198,7 @@ TEST_P(AttentionBackendTest, ABlockOutsideTheCacheIsABug) {
   const Matrix out(DType::kBF16, 1, 2);
   const int32_t block = 1;
   const std::vector<SequenceSpan> spans = {{0, 1, 0, &block, 1}};
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(backend->Attention(q.view(), shape, spans, cache, out.view()),
                "check failed: block >= 0");
 }

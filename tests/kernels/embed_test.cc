@@ -45,6 +45,7 @@ TEST_P(EmbedTest, AnIdOutsideTheTableIsABug) {
   const Matrix table = Matrix(DType::kBF16, 4, 8).FillNormal(1);
   const Matrix out(DType::kF32, 1, 8);
   const std::vector<int32_t> ids = {4};
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(backend->Embed(ids, table.view(), out.view()), "check failed: id >= 0");
 }
 

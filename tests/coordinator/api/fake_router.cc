@@ -44,8 +44,9 @@ void FakeRouter::SetScript(std::function<Script(const worker::v1::Submit&)> scri
   script_ = std::move(script);
 }
 
-void FakeRouter::SetFailure(absl::Status failure) {
+void FakeRouter::SetFailure(absl::Status failure, int count) {
   absl::MutexLock lock(&mutex_);
+  failures_left_ = count;
   failure_ = std::move(failure);
 }
 
@@ -88,7 +89,7 @@ void FakeRouter::Play(size_t index) {
   {
     absl::MutexLock lock(&mutex_);
     if (script_) script = script_(sequences_[index].submit);
-    failure = failure_;
+    if (failures_left_-- > 0) failure = failure_;
   }
   for (const worker::v1::SequenceUpdate& update : script) Send(index, update);
   if (!failure.ok()) Finish(index, failure);

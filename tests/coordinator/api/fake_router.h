@@ -27,8 +27,8 @@ class FakeRouter final : public Router {
   // What each later sequence gives, from what was submitted. Default: nothing; the test sends
   // updates itself.
   void SetScript(std::function<Script(const worker::v1::Submit&)> script);
-  // Every later sequence fails with this status after its script.
-  void SetFailure(absl::Status failure);
+  // The next `count` sequences fail with this status after their script.
+  void SetFailure(absl::Status failure, int count = 1'000'000);
   void SetSummary(ReplicaSummary summary);
 
   std::unique_ptr<RoutedSequence> Start(worker::v1::Submit submit, uint64_t affinity,
@@ -67,6 +67,7 @@ class FakeRouter final : public Router {
   mutable absl::Mutex mutex_;
   std::function<Script(const worker::v1::Submit&)> script_ ABSL_GUARDED_BY(mutex_);
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
+  int failures_left_ ABSL_GUARDED_BY(mutex_) = 0;
   ReplicaSummary summary_ ABSL_GUARDED_BY(mutex_);
   std::vector<Sequence> sequences_ ABSL_GUARDED_BY(mutex_);
   size_t played_ ABSL_GUARDED_BY(mutex_) = 0;
