@@ -17,7 +17,7 @@ PUBLIC_PROTO = ("marcoro/v1", "google/rpc", "grpc/health/v1")
 # Folder -> folders (with all that is below them) or single headers. The longest folder that holds a file decides.
 ALLOWED = {
     "kernels": (),
-    "kernels/bench": ("deploy/flags",),
+    "kernels/bench": ("kernels", "deploy/flags"),
     "worker/scheduler": ("kernels/check.h",),
     "worker/collective": ("kernels",),
     "worker/group": (WORKER_PROTO, "worker/scheduler/step_plan.h", "worker/collective", "kernels/check.h"),
@@ -37,8 +37,8 @@ ALLOWED = {
     "coordinator": ("deploy/flags",),
     "deploy/flags": (),
     # A client of both; it passes flags on to both, and looks into checkpoints and at this machine's limits itself.
-    "deploy/cli": (*PUBLIC_PROTO, WORKER_PROTO, "deploy/flags", "coordinator/config.h", "worker/config.h", "worker/weights",
-                   "worker/model", "kernels"),
+    "deploy/cli": (*PUBLIC_PROTO, WORKER_PROTO, "deploy/flags", "coordinator/config.h", "coordinator/text/utf8.h",
+                   "worker/config.h", "worker/weights", "worker/model", "kernels"),
     "tests": ("coordinator", "worker", "kernels", "deploy", *PUBLIC_PROTO, WORKER_PROTO),
 }
 # A parent's own files may use all its folders; the folders do not inherit this.

@@ -50,8 +50,10 @@ TEST_P(TokenizerGoldens, DecodingIsSentencepieces) {
   const json cases = ReadJson(TestData("tokenizer_cases.json"))["cases"];
   for (const json& expected : cases) {
     const Ids ids = expected["sentencepiece_ids"];
-    EXPECT_EQ(tokenizer->Decode(ids, /*skip_special=*/true), expected["sentencepiece_decoded"]);
-    EXPECT_EQ(tokenizer->Decode(ids, /*skip_special=*/false), expected["sentencepiece_decoded"]);
+    EXPECT_EQ(tokenizer->Decode(ids, /*skip_special=*/true),
+              expected["sentencepiece_decoded"].get<std::string>());
+    EXPECT_EQ(tokenizer->Decode(ids, /*skip_special=*/false),
+              expected["sentencepiece_decoded"].get<std::string>());
   }
 }
 
@@ -89,7 +91,7 @@ TEST(TokenizerReference, DecodingIsSentencepiecesForRandomAndSickSequences) {
   ASSERT_GE(decodings.size(), 300u);
   for (const json& expected : decodings) {
     EXPECT_EQ(tokenizer->Decode(expected["ids"].get<Ids>(), /*skip_special=*/true),
-              expected["text"])
+              expected["text"].get<std::string>())
         << expected["ids"];
   }
 }
