@@ -115,35 +115,42 @@ absl::Status Serve(const CoordinatorConfig& config, const sigset_t& signals) {
   return absl::OkStatus();
 }
 
+// Parses into `config`, which the flags were made for; or finds what is to be printed instead of
+// serving.
+absl::StatusOr<FlagTable::Print> ParseArguments(const FlagTable& flags, int argc, char** argv,
+                                                const CoordinatorConfig& config) {
+  const absl::StatusOr<FlagTable::Parsed> parsed = flags.Parse(Arguments(argc, argv));
+  if (!parsed.ok()) return parsed.status();
+  if (parsed->print != FlagTable::Print::kNothing) return parsed->print;
+  if (!parsed->positional.empty()) {
+    return absl::InvalidArgumentError("unexpected argument '" + parsed->positional.front() +
+                                      "'; --help lists the flags");
+  }
+  if (absl::Status status = CheckConfig(config); !status.ok()) return status;
+  return FlagTable::Print::kNothing;
+}
+
+void PrintInstead(FlagTable::Print print, const FlagTable& flags) {
+  if (print == FlagTable::Print::kHelp) std::cout << flags.Help();
+  if (print == FlagTable::Print::kHelpMarkdown) std::cout << flags.Markdown();
+  if (print == FlagTable::Print::kVersion) {
+    std::cout << "marcoro-coordinator " << MARCORO_VERSION << "\n";
+  }
+}
+
+int Fail(const absl::Status& status, int exit_code) {
+  std::cerr << "marcoro-coordinator: " << status.message() << "\n";
+  return exit_code;
+}
+
 int Main(int argc, char** argv) {
   CoordinatorConfig config;
   const FlagTable flags = CoordinatorFlags(&config);
-  const absl::StatusOr<FlagTable::Parsed> parsed = flags.Parse(Arguments(argc, argv));
-  absl::Status status = parsed.status();
-  if (status.ok() && parsed->print == FlagTable::Print::kNothing) {
-    if (!parsed->positional.empty()) {
-      status = absl::InvalidArgumentError("unexpected argument '" + parsed->positional.front() +
-                                          "'; --help lists the flags");
-    } else {
-      status = CheckConfig(config);
-    }
-  }
-  if (!status.ok()) {
-    std::cerr << "marcoro-coordinator: " << status.message() << "\n";
-    return kExitUsage;
-  }
-  switch (parsed->print) {
-    case FlagTable::Print::kHelp:
-      std::cout << flags.Help();
-      return 0;
-    case FlagTable::Print::kHelpMarkdown:
-      std::cout << flags.Markdown();
-      return 0;
-    case FlagTable::Print::kVersion:
-      std::cout << "marcoro-coordinator " << MARCORO_VERSION << "\n";
-      return 0;
-    case FlagTable::Print::kNothing:
-      break;
+  const absl::StatusOr<FlagTable::Print> print = ParseArguments(flags, argc, argv, config);
+  if (!print.ok()) return Fail(print.status(), kExitUsage);
+  if (*print != FlagTable::Print::kNothing) {
+    PrintInstead(*print, flags);
+    return 0;
   }
   SetUpLogging(config.log_level);
   // Before any thread starts, so that all inherit it: only WaitForSignal sees them.
@@ -153,12 +160,8 @@ int Main(int argc, char** argv) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
-  status = Serve(config, signals);
-  if (!status.ok()) {
-    std::cerr << "marcoro-coordinator: " << status.message() << "\n";
-    return kExitStart;
-  }
-  return 0;
+  const absl::Status status = Serve(config, signals);
+  return status.ok() ? 0 : Fail(status, kExitStart);
 }
 
 }  // namespace

@@ -1,87 +1,168 @@
 #!/usr/bin/env bash
 # Installs what Marcoro needs on Debian 12 or Ubuntu 24.04, from the distribution's own packages. Quick when all is there.
 #
-#   install.sh             to build and run
-#   install.sh --runtime   to run built binaries only (container images)
-#   install.sh --dev       also what the tests and checks use: clang, promtool, Python's grpcio, Go tools where Go is present
+#   install.sh                 to build and run
+#   install.sh --runtime       to run built binaries only (container images)
+#   install.sh --list-runtime  prints the packages that --runtime installs
+#   install.sh --dev           also what the tests and checks use: clang, Python's grpcio and, below build/tools, promtool, haproxy
+#                              and the schemas of Kubernetes; Go programs where Go is present
 set -euo pipefail
 
 build_packages=(
-  build-essential ca-certificates ccache cmake git ninja-build pkg-config
+  build-essential ca-certificates ccache cmake git ninja-build pkg-config python3
   libabsl-dev libbenchmark-dev libcurl4-openssl-dev libgloo-dev libgmock-dev libgrpc++-dev libgtest-dev libprotobuf-dev
   libsentencepiece-dev libspdlog-dev libssl-dev nlohmann-json3-dev prometheus-cpp-dev protobuf-compiler
   protobuf-compiler-grpc
 )
 dev_packages=(
   clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev lld-19
-  iproute2 procps prometheus python3-grpcio python3-protobuf python3-venv shellcheck
+  iproute2 procps python3-grpcio python3-protobuf python3-venv python3-yaml shellcheck
 )
-# Go programs that the tests call, pinned; they go to $GOBIN, $GOPATH/bin or ~/go/bin.
+# Those whose libraries the binaries link; the libraries' own packages are named differently from system to system.
+linked_packages=(libgloo-dev libgrpc++-dev libprotobuf-dev libspdlog-dev libssl-dev prometheus-cpp-dev)
+# Go programs that the tests call, pinned: name, package and version. They go to $GOBIN or $GOPATH/bin.
 go_tools=(
-  github.com/bojand/ghz/cmd/ghz@v0.121.0
-  github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
-  github.com/bufbuild/buf/cmd/buf@v1.75.0
+  'ghz github.com/bojand/ghz/cmd/ghz@v0.121.0'
+  'grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3'
+  'buf github.com/bufbuild/buf/cmd/buf@v1.75.0'
 )
+kustomize='kustomize sigs.k8s.io/kustomize/kustomize/v5@v5.8.1'  # where kubectl is not
+python_tools=(kubernetes-validate==1.37.0 dockerfile-parse==2.0.1)
 
 fail() {
   echo "install.sh: $*" >&2
   exit 1
 }
 
-# The runtime libraries' names differ between the distributions; asked of the package that the build used.
-runtime_packages() {
-  local -r dev=(libgrpc++-dev libprotobuf-dev libsentencepiece-dev libspdlog-dev prometheus-cpp-dev libssl-dev libgloo-dev)
-  apt-cache depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances "${dev[@]}" |
-    sed -n 's/^ *Depends: \(lib[^<]*\)$/\1/p' | grep -v -e '-dev$' | sort -u
+note() { echo "install.sh: $*"; }
+
+# Runs a command as root.
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
 }
 
 missing_of() {
   local package
   for package in "$@"; do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || echo "$package"
+    # Not grep -q: it would leave dpkg-query writing to nobody.
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)" = installed ] || echo "$package"
   done
+}
+
+# The names of packages are those of these systems.
+check_system() {
+  local system=unknown
+  # shellcheck source=/dev/null
+  [ ! -r /etc/os-release ] || system=$(. /etc/os-release && echo "${ID:-unknown} ${VERSION_ID:-}")
+  case "$system" in
+    'debian 12' | 'ubuntu 24.04') command -v apt-get >/dev/null && return ;;
+  esac
+  fail "this is $system, neither Debian 12 nor Ubuntu 24.04. Install the equivalents of these packages: $*"
+}
+
+updated=no
+update_lists() {
+  [ "$updated" = no ] || return 0
+  as_root apt-get update -qq
+  updated=yes
 }
 
 install_packages() {
   local missing
   mapfile -t missing < <(missing_of "$@")
-  [ "${#missing[@]}" -eq 0 ] && return
-  local root=()
-  if [ "$(id -u)" -ne 0 ]; then
-    command -v sudo >/dev/null || fail "needs root (or sudo) to install: ${missing[*]}"
-    root=(sudo)
+  [ "${#missing[@]}" -gt 0 ] || return 0
+  check_system "${missing[@]}"
+  [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null || fail "needs root or sudo to install: ${missing[*]}"
+  note "installing ${#missing[@]} packages: ${missing[*]}"
+  update_lists
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# Asked of the packages that the build uses.
+runtime_packages() {
+  command -v apt-cache >/dev/null || check_system "${linked_packages[@]}"
+  # A fresh container has no lists yet.
+  apt-cache show "${linked_packages[0]}" >/dev/null 2>&1 || update_lists >&2
+  apt-cache depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances "${linked_packages[@]}" |
+    sed -n 's/^ *Depends: \(lib[^<]*\)$/\1/p' | grep -v -e '-dev$' -e '-cpp-push' | sort -u
+}
+
+# promtool and haproxy come in packages whose installation would start servers: unpacked below build/tools instead.
+install_unpacked_tools() {
+  local name work
+  for name in promtool haproxy; do
+    if [ -x "$tools/bin/$name" ] || command -v "$name" >/dev/null; then continue; fi
+    note "unpacking $name below build/tools"
+    mkdir -p "$tools/bin"
+    work=$(mktemp -d)
+    apt-cache show prometheus haproxy >/dev/null 2>&1 || update_lists
+    "unpack_$name" "$work" || note "$name is not to be had: the tests that call it will be skipped and say so"
+    rm -rf "$work"
+  done
+}
+
+unpack_promtool() {
+  (cd "$1" && apt-get download -qq prometheus 2>/dev/null && dpkg-deb -x prometheus_*.deb .) && cp "$1/usr/bin/promtool" "$tools/bin/"
+}
+
+# With the libraries that are not there, and a script that finds them.
+unpack_haproxy() {
+  local package
+  mkdir "$1/partial"
+  apt-get -qq -o Debug::NoLocking=1 -o Dir::Cache::archives="$1" install -y --no-install-recommends --download-only haproxy \
+    >/dev/null 2>&1 || return 1
+  for package in "$1"/*.deb; do dpkg-deb -x "$package" "$tools/haproxy" || return 1; done
+  cat >"$tools/bin/haproxy" <<SCRIPT
+#!/bin/sh
+export LD_LIBRARY_PATH='$tools/haproxy/usr/lib/$(uname -m)-linux-gnu'
+exec '$tools/haproxy/usr/sbin/haproxy' "\$@"
+SCRIPT
+  chmod +x "$tools/bin/haproxy"
+}
+
+install_python_tools() {
+  local -r stamp="$tools/venv/installed"
+  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "${python_tools[*]}" ]; then return; fi
+  note "installing ${python_tools[*]} in build/tools/venv"
+  rm -rf "$tools/venv"
+  if /usr/bin/python3 -m venv "$tools/venv" && "$tools/venv/bin/pip" install --quiet --disable-pip-version-check "${python_tools[@]}"; then
+    echo "${python_tools[*]}" >"$stamp"
+  else
+    note 'they could not be installed: the tests that use them will be skipped and say so'
   fi
-  echo "installing ${#missing[@]} packages: ${missing[*]}"
-  "${root[@]}" apt-get update -qq
-  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 install_go_tools() {
   if ! command -v go >/dev/null; then
-    echo "Go is not installed: the tests that call ghz, grpcurl and buf will be skipped and say so"
+    note 'Go is not installed: the tests that call ghz, grpcurl or buf will be skipped and say so'
     return
   fi
-  local bin tool name
+  local bin tool name package
   bin=$(go env GOBIN)
   [ -n "$bin" ] || bin=$(go env GOPATH)/bin
+  command -v kubectl >/dev/null || go_tools+=("$kustomize")
   for tool in "${go_tools[@]}"; do
-    name=$(basename "${tool%@*}")
-    [ -x "$bin/$name" ] && continue
-    echo "installing $name"
-    GOFLAGS=-mod=mod go install "$tool" >/dev/null 2>&1 || fail "go install $tool failed"
+    read -r name package <<<"$tool"
+    if [ -x "$bin/$name" ] || command -v "$name" >/dev/null; then continue; fi
+    note "installing $name"
+    go install "$package" 2>/dev/null || note "go install $package failed: the tests that call $name will be skipped and say so"
   done
 }
 
-command -v apt-get >/dev/null || fail "this is neither Debian nor Ubuntu; install the equivalents of: ${build_packages[*]}"
+tools=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/build/tools
 case "${1:-}" in
   '') install_packages "${build_packages[@]}" ;;
   --runtime)
     mapfile -t runtime < <(runtime_packages)
+    [ "${#runtime[@]}" -gt 0 ] || fail 'found no runtime packages'
     install_packages "${runtime[@]}"
     ;;
+  --list-runtime) runtime_packages ;;
   --dev)
     install_packages "${build_packages[@]}" "${dev_packages[@]}"
+    install_unpacked_tools
+    install_python_tools
     install_go_tools
     ;;
-  *) fail "usage: install.sh [--runtime | --dev]" ;;
+  *) fail 'usage: install.sh [--runtime | --list-runtime | --dev]' ;;
 esac

@@ -70,13 +70,14 @@ absl::Status GenerationCall::Begin(ValidGenerate request) {
   AdmissionDecision admission =
       api_.admission.Admit(kAnonymousKey, int64_t{request.n} * api_.model.concurrency_cost);
   if (!admission.status.ok()) return WithAdmissionDetails(admission);
+  generation_ = std::make_shared<Generation>(RandomId(), std::move(request), api_.model,
+                                             api_.metrics, arrival_, weak_from_this());
+  // From here on a drain may end the generation, even before it starts.
   if (!api_.calls.Add(shared_from_this())) {
     return WithRetryDelay(
         WithReason(absl::UnavailableError("the server is draining"), reason::kDraining),
         absl::Seconds(1));
   }
-  generation_ = std::make_shared<Generation>(RandomId(), std::move(request), api_.model,
-                                             api_.metrics, arrival_, weak_from_this());
   generation_->Start(api_.router, std::move(admission.ticket));
   return absl::OkStatus();
 }

@@ -136,69 +136,79 @@ struct ApiMetrics::Families {
   Histogram* queue;
   Histogram* prefill;
   Histogram* decode;
+
+  void AddLabelled(prometheus::Registry& registry);
+  void AddCounters(prometheus::Registry& registry);
+  void AddHistograms(prometheus::Registry& registry);
 };
 
 ApiMetrics::ApiMetrics(const ModelInfo& model)
     : registry_(std::make_shared<prometheus::Registry>()),
       snapshot_(std::make_shared<SnapshotCollectable>()),
       families_(std::make_unique<Families>()) {
-  prometheus::Registry& registry = *registry_;
-  auto& calls = prometheus::BuildCounter()
-                    .Name("marcoro_grpc_requests_total")
-                    .Help("Finished calls of the public API by method and gRPC status code.")
-                    .Register(registry);
-  for (int method = 0; method < kApiMethodCount; ++method) {
-    for (size_t code = 0; code < kCodeNames.size(); ++code) {
-      families_->calls[method][code] =
-          &calls.Add({{"method", kMethodNames[method]}, {"code", kCodeNames[code]}});
-    }
-  }
-  auto& rejections = prometheus::BuildCounter()
-                         .Name("marcoro_admission_rejections_total")
-                         .Help("Requests refused for want of room, time or replicas.")
-                         .Register(registry);
-  for (absl::string_view name : kRejectionReasons) {
-    families_->rejections[name] = &rejections.Add({{"reason", absl::AsciiStrToLower(name)}});
-  }
-  auto& finishes = prometheus::BuildCounter()
-                       .Name("marcoro_request_success_total")
-                       .Help("Finished choices by the reason of their end.")
-                       .Register(registry);
-  for (size_t i = 0; i < kFinishReasons.size(); ++i) {
-    families_->finishes[i] = &finishes.Add({{"finished_reason", kFinishReasons[i]}});
-  }
-  families_->prompt_tokens =
-      &AddCounter(registry, "marcoro_prompt_tokens_total", "Prompt tokens of served requests.");
-  families_->cached_tokens =
-      &AddCounter(registry, "marcoro_prompt_tokens_cached_total",
-                  "Prompt tokens whose keys and values came from a prefix cache.");
-  families_->generation_tokens =
-      &AddCounter(registry, "marcoro_generation_tokens_total", "Generated tokens.");
-  families_->slow_readers =
-      &AddCounter(registry, "marcoro_slow_readers_total",
-                  "Streams that were cancelled because their client did not read.");
-  families_->first_token =
-      &AddHistogram(registry, "marcoro_time_to_first_token_seconds",
-                    "From a request's arrival to its first token.", LatencyBuckets());
-  families_->inter_token = &AddHistogram(registry, "marcoro_inter_token_latency_seconds",
-                                         "Between two tokens of a choice.", InterTokenBuckets());
-  families_->total = &AddHistogram(registry, "marcoro_e2e_request_latency_seconds",
-                                   "From a request's arrival to its end.", LatencyBuckets());
-  families_->queue =
-      &AddHistogram(registry, "marcoro_request_queue_time_seconds",
-                    "From a request's arrival to the start of its prefill.", LatencyBuckets());
-  families_->prefill =
-      &AddHistogram(registry, "marcoro_request_prefill_time_seconds",
-                    "From the start of a request's prefill to its first token.", LatencyBuckets());
-  families_->decode = &AddHistogram(registry, "marcoro_request_decode_time_seconds",
-                                    "From a request's first token to its last.", LatencyBuckets());
+  families_->AddLabelled(*registry_);
+  families_->AddCounters(*registry_);
+  families_->AddHistograms(*registry_);
   prometheus::BuildGauge()
       .Name("marcoro_model_info")
       .Help("Always 1; the labels say what is served.")
-      .Register(registry)
+      .Register(*registry_)
       .Add(
           {{"model", model.name}, {"architecture", model.architecture}, {"version", model.version}})
       .Set(1);
+}
+
+void ApiMetrics::Families::AddLabelled(prometheus::Registry& registry) {
+  auto& call_family = prometheus::BuildCounter()
+                          .Name("marcoro_grpc_requests_total")
+                          .Help("Finished calls of the public API by method and gRPC status code.")
+                          .Register(registry);
+  for (int method = 0; method < kApiMethodCount; ++method) {
+    for (size_t code = 0; code < kCodeNames.size(); ++code) {
+      calls[method][code] =
+          &call_family.Add({{"method", kMethodNames[method]}, {"code", kCodeNames[code]}});
+    }
+  }
+  auto& rejection_family = prometheus::BuildCounter()
+                               .Name("marcoro_admission_rejections_total")
+                               .Help("Requests refused for want of room, time or replicas.")
+                               .Register(registry);
+  for (absl::string_view name : kRejectionReasons) {
+    rejections[name] = &rejection_family.Add({{"reason", absl::AsciiStrToLower(name)}});
+  }
+  auto& finish_family = prometheus::BuildCounter()
+                            .Name("marcoro_request_success_total")
+                            .Help("Finished choices by the reason of their end.")
+                            .Register(registry);
+  for (size_t i = 0; i < kFinishReasons.size(); ++i) {
+    finishes[i] = &finish_family.Add({{"finished_reason", kFinishReasons[i]}});
+  }
+}
+
+void ApiMetrics::Families::AddCounters(prometheus::Registry& registry) {
+  prompt_tokens =
+      &AddCounter(registry, "marcoro_prompt_tokens_total", "Prompt tokens of served requests.");
+  cached_tokens = &AddCounter(registry, "marcoro_prompt_tokens_cached_total",
+                              "Prompt tokens whose keys and values came from a prefix cache.");
+  generation_tokens = &AddCounter(registry, "marcoro_generation_tokens_total", "Generated tokens.");
+  slow_readers = &AddCounter(registry, "marcoro_slow_readers_total",
+                             "Streams that were cancelled because their client did not read.");
+}
+
+void ApiMetrics::Families::AddHistograms(prometheus::Registry& registry) {
+  first_token = &AddHistogram(registry, "marcoro_time_to_first_token_seconds",
+                              "From a request's arrival to its first token.", LatencyBuckets());
+  inter_token = &AddHistogram(registry, "marcoro_inter_token_latency_seconds",
+                              "Between two tokens of a choice.", InterTokenBuckets());
+  total = &AddHistogram(registry, "marcoro_e2e_request_latency_seconds",
+                        "From a request's arrival to its end.", LatencyBuckets());
+  queue = &AddHistogram(registry, "marcoro_request_queue_time_seconds",
+                        "From a request's arrival to the start of its prefill.", LatencyBuckets());
+  prefill =
+      &AddHistogram(registry, "marcoro_request_prefill_time_seconds",
+                    "From the start of a request's prefill to its first token.", LatencyBuckets());
+  decode = &AddHistogram(registry, "marcoro_request_decode_time_seconds",
+                         "From a request's first token to its last.", LatencyBuckets());
 }
 
 ApiMetrics::~ApiMetrics() = default;
@@ -268,7 +278,7 @@ MetricsServer::~MetricsServer() = default;
 absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& address,
                                                                     const ApiMetrics& metrics) {
   try {
-    auto exposer = std::make_unique<prometheus::Exposer>(address, /*num_threads=*/1);
+    auto exposer = std::make_unique<prometheus::Exposer>(address, /*num_threads=*/2);
     exposer->RegisterCollectable(metrics.registry());
     exposer->RegisterCollectable(metrics.snapshot_collectable());
     return std::unique_ptr<MetricsServer>(new MetricsServer(std::move(exposer)));

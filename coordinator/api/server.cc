@@ -109,17 +109,27 @@ class ApiServerImpl final : public ApiServer {
  private:
   void RunChores() {
     const auto stopping = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return stopping_; };
-    std::optional<int> ready;
+    ReplicaSummary before;
     while (true) {
-      const int now_ready = parts_.router.Summary().ready;
-      if (ready != now_ready) {
-        if (ready) spdlog::info("replicas ready: {} (before: {})", now_ready, *ready);
-        ready = now_ready;
-      }
-      SetReady(now_ready > 0 && !calls_.draining());
+      ReplicaSummary replicas = parts_.router.Summary();
+      LogChanges(before, replicas);
+      SetReady(replicas.ready > 0 && !calls_.draining());
+      before = std::move(replicas);
       calls_.CheckWrites();
       absl::MutexLock lock(&mutex_);
       if (mutex_.AwaitWithTimeout(absl::Condition(&stopping), kChoreInterval)) return;
+    }
+  }
+
+  void LogChanges(const ReplicaSummary& before, const ReplicaSummary& now) const {
+    if (before.ready != now.ready) {
+      spdlog::info("replicas ready: {} of {}", now.ready, now.configured);
+    }
+    const uint32_t vocabulary = now.newest.vocabulary_size();
+    if (vocabulary == before.newest.vocabulary_size() || vocabulary == 0) return;
+    if (vocabulary != parts_.model.vocabulary_size) {
+      spdlog::error("a worker's vocabulary has {} ids, that of {} has {}: not the same model",
+                    vocabulary, parts_.model.checkpoint, parts_.model.vocabulary_size);
     }
   }
 

@@ -33,14 +33,15 @@ absl::StatusOr<Response> Unary(absl::Duration timeout, const Call& call) {
 
 // Waits for the one operation that is under way; cancels the call when asked to.
 bool Await(grpc::CompletionQueue* queue, grpc::ClientContext* context,
-           const std::atomic<bool>* cancelled) {
+           const std::function<bool()>& cancelled) {
   void* tag = nullptr;
   bool ok = false;
-  while (queue->AsyncNext(&tag, &ok, absl::ToChronoTime(absl::Now() + kPoll)) ==
-         grpc::CompletionQueue::TIMEOUT) {
-    if (cancelled != nullptr && cancelled->load()) context->TryCancel();
+  bool pending = true;
+  while (pending) {
+    pending = queue->AsyncNext(&tag, &ok, absl::ToChronoTime(absl::Now() + kPoll)) ==
+              grpc::CompletionQueue::TIMEOUT;
+    if (cancelled && cancelled()) context->TryCancel();
   }
-  if (cancelled != nullptr && cancelled->load()) context->TryCancel();
   return ok;
 }
 
@@ -106,7 +107,7 @@ absl::StatusOr<v1::TokenizeResponse> Client::Tokenize(const v1::TokenizeRequest&
 absl::Status Client::GenerateStream(
     const v1::GenerateRequest& request,
     const std::function<void(const v1::GenerateStreamResponse&)>& on_message,
-    const std::atomic<bool>* cancelled) {
+    const std::function<bool()>& cancelled) {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + options_.timeout));
   grpc::CompletionQueue queue;

@@ -2,7 +2,6 @@
 // message is a whole line.
 #pragma once
 
-#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -34,12 +33,12 @@ class Client {
   absl::StatusOr<v1::ScoreResponse> Score(const v1::ScoreRequest& request);
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request);
 
-  // Calls on_message for each message as it comes. CANCELLED soon after *cancelled becomes true
-  // (may be null).
+  // Calls on_message for each message as it comes. `cancelled`, if given, is asked at every message
+  // and at least every 50 ms; CANCELLED soon after it says true.
   absl::Status GenerateStream(
       const v1::GenerateRequest& request,
       const std::function<void(const v1::GenerateStreamResponse&)>& on_message,
-      const std::atomic<bool>* cancelled = nullptr);
+      const std::function<bool()>& cancelled = nullptr);
 
  private:
   struct Stubs;

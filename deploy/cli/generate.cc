@@ -138,9 +138,9 @@ absl::Status Stream(const GenerateFlags& flags, const v1::GenerateRequest& reque
       });
   if (!totals.ended_line) Print("\n");
   if (!status.ok()) return status;
-  if (!flags.json && !totals.prompt.empty()) Print("\n" + TokenTable(totals.prompt));
+  if (!flags.json && !totals.prompt.empty()) Print(absl::StrCat("\n", TokenTable(totals.prompt)));
   if (!flags.json && !totals.tokens.logprobs().empty()) {
-    Print("\n" + TokenTable(totals.tokens.logprobs()));
+    Print(absl::StrCat("\n", TokenTable(totals.tokens.logprobs())));
   }
   if (flags.stats) PrintStats(totals.last.usage(), totals.last.timings(), totals.last.seed());
   return absl::OkStatus();
@@ -152,11 +152,12 @@ absl::Status Whole(const GenerateFlags& flags, const v1::GenerateRequest& reques
   if (flags.json) {
     Print(ToJson(*response, /*indent=*/true));
   } else {
-    if (!response->prompt_logprobs().empty()) Print(TokenTable(response->prompt_logprobs()) + "\n");
+    if (!response->prompt_logprobs().empty())
+      Print(absl::StrCat(TokenTable(response->prompt_logprobs()), "\n"));
     for (const v1::Choice& choice : response->choices()) {
       if (response->choices_size() > 1) Print(absl::StrCat("--- choice ", choice.index(), "\n"));
-      Print(choice.text() + "\n");
-      if (!choice.logprobs().empty()) Print("\n" + TokenTable(choice.logprobs()));
+      Print(absl::StrCat(choice.text(), "\n"));
+      if (!choice.logprobs().empty()) Print(absl::StrCat("\n", TokenTable(choice.logprobs())));
     }
   }
   if (flags.stats) PrintStats(response->usage(), response->timings(), response->seed());

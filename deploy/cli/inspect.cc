@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -77,6 +78,13 @@ Json TensorsJson(const CheckpointDescription& checkpoint) {
   return tensors;
 }
 
+// Six significant digits: 1e-05 where the nearest float32 is 9.999999747e-06.
+double Rounded(float value) {
+  double rounded = value;
+  if (!absl::SimpleAtod(absl::StrCat(value), &rounded)) return value;
+  return rounded;
+}
+
 Json ConfigJson(const ModelConfig& config) {
   return {{"hidden_size", config.hidden_size},
           {"layers", config.layers},
@@ -87,8 +95,8 @@ Json ConfigJson(const ModelConfig& config) {
           {"vocabulary_size", config.vocabulary_size},
           {"max_positions", config.max_positions},
           {"sliding_window", config.sliding_window},
-          {"rope_theta", config.rope_theta},
-          {"rms_norm_epsilon", config.rms_norm_epsilon},
+          {"rope_theta", Rounded(config.rope_theta)},
+          {"rms_norm_epsilon", Rounded(config.rms_norm_epsilon)},
           {"tied_embeddings", config.tied_embeddings},
           {"bos_token_id", config.bos_token_id},
           {"eos_token_ids", config.eos_token_ids}};

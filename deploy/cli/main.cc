@@ -18,6 +18,9 @@ struct Command {
 constexpr Command kCommands[] = {
     {"serve", marcoro::ServeCommand, "serve a model on this host"},
     {"generate", marcoro::GenerateCommand, "continue a prompt, streaming"},
+    {"chat", marcoro::ChatCommand, "talk with the model"},
+    {"score", marcoro::ScoreCommand, "tell how likely the model finds a text"},
+    {"bench", marcoro::BenchCommand, "put load on a server and measure its answers"},
     {"inspect", marcoro::InspectCommand, "tell what a checkpoint is"},
 };
 

@@ -85,6 +85,12 @@ absl::Status RefuseOwn(const std::vector<std::string>& flags) {
   return absl::OkStatus();
 }
 
+// Whether the table takes these flags; those that serve adds, such as --model, may be missing.
+absl::Status CheckFlags(const FlagTable& table, const std::vector<std::string>& flags) {
+  const absl::Status status = table.Parse(flags).status();
+  return status.message().find("is missing") == absl::string_view::npos ? status : absl::OkStatus();
+}
+
 }  // namespace
 
 FlagTable ServeFlags(ServeConfig* config) {
@@ -122,10 +128,9 @@ absl::StatusOr<ServeConfig> ParseServe(const std::vector<std::string>& arguments
     if (absl::Status status = RefuseOwn(*flags); !status.ok()) return status;
   }
   WorkerConfig worker;
-  if (auto checked = WorkerFlags(&worker).Parse(config.worker_flags); 
-      !checked.ok() && checked.status().message().find("is missing") == absl::string_view::npos) {
-    return checked.status();
-  }
+  if (absl::Status status = CheckFlags(WorkerFlags(&worker), config.worker_flags); !status.ok()) return status;
+  CoordinatorConfig coordinator;
+  if (absl::Status status = CheckFlags(CoordinatorFlags(&coordinator), config.coordinator_flags); !status.ok()) return status;
   if (absl::Status status = CheckWorkerConfig(worker); !status.ok()) return status;
   return config;
 }

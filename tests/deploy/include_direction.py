@@ -37,7 +37,7 @@ ALLOWED = {
     "coordinator": ("deploy/flags",),
     "deploy/flags": (),
     # A client of both; it passes flags on to both, and looks into checkpoints and at this machine's limits itself.
-    "deploy/cli": (*PUBLIC_PROTO, WORKER_PROTO, "deploy/flags", "coordinator/config.h", "coordinator/text/utf8.h",
+    "deploy/cli": (*PUBLIC_PROTO, WORKER_PROTO, "deploy/flags", "coordinator/config.h", "coordinator/text",
                    "worker/config.h", "worker/weights", "worker/model", "kernels"),
     "tests": ("coordinator", "worker", "kernels", "deploy", *PUBLIC_PROTO, WORKER_PROTO),
 }

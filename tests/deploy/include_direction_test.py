@@ -57,7 +57,7 @@ class MadeUpTree(unittest.TestCase):
             ("coordinator/api/server.cc", '"worker/config.h"'),
             ("coordinator/main.cc", '"worker/config.h"'),
             ("deploy/flags/flag_table.cc", '"kernels/check.h"'),
-            ("deploy/cli/chat.cc", '"coordinator/text/tokenizer.h"'),
+            ("deploy/cli/chat.cc", '"coordinator/routing/router.h"'),
             ("worker/main.cc", '"tests/worker/engine/test_group.h"'),
             ("worker/main.cc", "<tests/worker/engine/test_group.h>"),
             ("worker/new_folder/file.cc", '"coordinator/config.h"'),

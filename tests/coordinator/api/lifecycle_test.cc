@@ -92,7 +92,7 @@ TEST_F(LifecycleTest, TheClientsDeadlineEndsTheCallAndBoundsTheQueue) {
   EXPECT_TRUE(router_->WaitForCancelled(1));
   const uint64_t queue_timeout = router_->submits().at(0).queue_timeout_microseconds();
   EXPECT_GT(queue_timeout, 0u);
-  EXPECT_LE(queue_timeout, 200'000u);
+  EXPECT_LE(queue_timeout, 1'000'000u);  // the deadline travels rounded up
 }
 
 TEST_F(LifecycleTest, WithoutADeadlineTheServersQueueTimeoutHolds) {
@@ -134,6 +134,9 @@ TEST_F(LifecycleTest, NoReplicaIsUnavailable) {
 // token costs them nothing.
 TEST_F(LifecycleTest, AFailureBeforeTheFirstTokenCanBeRetriedByTheClientLibrary) {
   router_->SetFailure(absl::UnavailableError("no replica is ready"), /*count=*/1);
+  router_->SetScript([attempt = 0](const worker::v1::Submit&) mutable {
+    return attempt++ == 0 ? FakeRouter::Script() : OneByOne({20}, SEQUENCE_END_LENGTH);
+  });
   grpc::ChannelArguments arguments;
   arguments.SetServiceConfigJSON(R"({"methodConfig": [{
       "name": [{"service": "marcoro.v1.InferenceService"}],
@@ -143,8 +146,6 @@ TEST_F(LifecycleTest, AFailureBeforeTheFirstTokenCanBeRetriedByTheClientLibrary)
       grpc::CreateCustomChannel(target(), grpc::InsecureChannelCredentials(), arguments));
   grpc::ClientContext context;
   auto reader = stub->GenerateStream(&context, Prompt("hi"));
-  ASSERT_TRUE(router_->WaitForSubmits(2)) << "the client did not retry";
-  router_->Send(1, Tokens({20}, SEQUENCE_END_LENGTH));
   v1::GenerateStreamResponse message;
   ASSERT_TRUE(reader->Read(&message));
   EXPECT_THAT(message.choices(0).token_ids(), ElementsAre(20));

@@ -1,15 +1,18 @@
 // How many tokens one core of coordinator passes on. Two processes, each kept to a core of its own:
-// the API with a router that makes up tokens, and a client with many streams. Two runs: tokens as
-// fast as they are taken, and at a given rate, where the share of the core is what counts.
+// the API with a router that makes up tokens, and a client with many streams. Three runs: tokens
+// as fast as they are taken; at a given rate, where the share of the core is what counts; and the
+// same through routing, from a fake worker beside the client.
 //
 //   api_throughput_bench [--streams=256] [--tokens=2000] [--rate=50000]
 #include <grpcpp/grpcpp.h>
 #include <sched.h>
+#include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -30,7 +33,9 @@
 #include "coordinator/api/served_model.h"
 #include "coordinator/api/server.h"
 #include "coordinator/routing/router.h"
+#include "coordinator/routing/worker_router.h"
 #include "marcoro/v1/inference.grpc.pb.h"
+#include "tests/coordinator/routing/fake_worker.h"
 
 namespace marcoro {
 namespace {
@@ -39,6 +44,15 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double CpuSeconds() {
+  rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
 void KeepToCore(int core) {
@@ -70,9 +84,6 @@ class SteppingRouter final : public Router {
     return summary;
   }
 
-  // CPU seconds that the process used while tokens were made and sent.
-  double busy_share() const { return busy_share_; }
-
  private:
   void Run() {
     const auto complete = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
@@ -85,7 +96,6 @@ class SteppingRouter final : public Router {
       sinks = sinks_;
     }
     const Clock::time_point start = Clock::now();
-    const double cpu = CpuSeconds();
     for (uint32_t step = 0; step < tokens_; ++step) {
       if (tokens_per_second_ > 0) {
         const double due =
@@ -99,17 +109,7 @@ class SteppingRouter final : public Router {
         sinks[i]->OnUpdate(std::move(update));
       }
     }
-    busy_share_ = (CpuSeconds() - cpu) / SecondsSince(start);
     for (const auto& sink : sinks) sink->OnDone(absl::OkStatus());
-  }
-
-  static double CpuSeconds() {
-    rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    const auto seconds = [](const timeval& t) {
-      return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
-    };
-    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
   }
 
   const size_t streams_;
@@ -117,7 +117,6 @@ class SteppingRouter final : public Router {
   absl::Mutex mutex_;
   std::vector<std::shared_ptr<SequenceSink>> sinks_ ABSL_GUARDED_BY(mutex_);
   std::atomic<uint32_t> tokens_{0};
-  std::atomic<double> busy_share_{0};
   std::thread thread_;
 };
 
@@ -168,6 +167,7 @@ int RunClient(int port, const Load& load) {
   v1::GenerateRequest request;
   request.mutable_token_ids()->add_ids(1);
   request.set_max_tokens(load.tokens);
+  request.set_ignore_eos(true);
   std::atomic<int> open{static_cast<int>(load.streams)};
   std::vector<std::unique_ptr<StreamReader>> readers;
   const Clock::time_point start = Clock::now();
@@ -189,47 +189,95 @@ int RunClient(int port, const Load& load) {
   return tokens == static_cast<int64_t>(load.streams) * load.tokens ? 0 : 1;
 }
 
-// The client runs in a child that was forked before gRPC was touched.
-bool RunOnce(const char* title, const Load& load, double rate) {
+// A pipe that carries one value from one process to another.
+template <typename Value>
+class Handover {
+ public:
+  Handover() {
+    if (pipe(ends_) != 0) std::abort();
+  }
+  void Send(const Value& value) {
+    if (write(ends_[1], &value, sizeof(value)) != sizeof(value)) _exit(1);
+  }
+  Value Receive() {
+    Value value;
+    if (read(ends_[0], &value, sizeof(value)) != sizeof(value)) _exit(1);
+    return value;
+  }
+
+ private:
+  int ends_[2];
+};
+
+enum class Source { kRouter, kWorker };
+
+struct Meeting {
+  Handover<int> api_port;
+  Handover<std::array<char, 64>> worker_address;
+};
+
+void RunServer(const Load& load, Source source, double rate, Meeting* meeting) {
+  KeepToCore(0);
+  spdlog::set_level(spdlog::level::off);
+  ServedModelOptions options;
+  options.directory = std::string(MARCORO_TEST_DATA) + "/tiny";
+  auto model = LoadServedModel(options);
+  if (!model.ok()) _exit(1);
+  ApiMetrics metrics({"tiny", "MistralForCausalLM", ""});
+  Admission admission{AdmissionOptions()};
+  std::unique_ptr<Router> router;
+  if (source == Source::kRouter) {
+    router = std::make_unique<SteppingRouter>(load.streams, rate);
+  } else {
+    RouterOptions router_options;
+    router_options.targets = meeting->worker_address.Receive().data();
+    auto worker_router = WorkerRouter::Create(router_options);
+    if (!worker_router.ok()) _exit(1);
+    router = *std::move(worker_router);
+  }
+  auto api = ApiServer::Start({**model, *router, admission, metrics}, ApiServerOptions());
+  if (!api.ok()) _exit(1);
+  meeting->api_port.Send((*api)->port());
+  while ((*api)->requests_in_flight() < load.streams) absl::SleepFor(absl::Milliseconds(1));
+  const Clock::time_point start = Clock::now();
+  const double cpu = CpuSeconds();
+  while ((*api)->requests_in_flight() == load.streams) absl::SleepFor(absl::Milliseconds(5));
+  std::printf("  coordinator: %.0f %% of one core\n",
+              100 * (CpuSeconds() - cpu) / SecondsSince(start));
+  std::fflush(stdout);
+  while ((*api)->requests_in_flight() > 0) absl::SleepFor(absl::Milliseconds(5));
+  _exit(0);
+}
+
+void RunClientSide(const Load& load, Source source, double rate, Meeting* meeting) {
+  KeepToCore(1);
+  std::unique_ptr<FakeWorker> worker;
+  if (source == Source::kWorker) {
+    FakeWorkerOptions options;
+    options.step_interval = absl::Seconds(static_cast<double>(load.streams) / rate);
+    options.context_length = 1 << 20;
+    worker = std::make_unique<FakeWorker>(options);
+    std::array<char, 64> address{};
+    worker->address().copy(address.data(), address.size() - 1);
+    meeting->worker_address.Send(address);
+  }
+  _exit(RunClient(meeting->api_port.Receive(), load));
+}
+
+// Both sides run in children, forked before gRPC is touched.
+bool RunOnce(const char* title, const Load& load, Source source, double rate) {
   std::printf("%s\n", title);
   std::fflush(stdout);
-  int port_pipe[2];
-  if (pipe(port_pipe) != 0) return false;
+  Meeting meeting;
   const pid_t client = fork();
-  if (client == 0) {
-    KeepToCore(1);
-    int port = 0;
-    if (read(port_pipe[0], &port, sizeof(port)) != sizeof(port)) _exit(1);
-    _exit(RunClient(port, load));
-  }
+  if (client == 0) RunClientSide(load, source, rate, &meeting);
   const pid_t server = fork();
-  if (server == 0) {
-    KeepToCore(0);
-    spdlog::set_level(spdlog::level::off);
-    ServedModelOptions options;
-    options.directory = std::string(MARCORO_TEST_DATA) + "/tiny";
-    auto model = LoadServedModel(options);
-    if (!model.ok()) _exit(1);
-    ApiMetrics metrics({"tiny", "MistralForCausalLM", ""});
-    Admission admission{AdmissionOptions()};
-    SteppingRouter router(load.streams, rate);
-    auto api = ApiServer::Start({**model, router, admission, metrics}, ApiServerOptions());
-    if (!api.ok()) _exit(1);
-    const int port = (*api)->port();
-    if (write(port_pipe[1], &port, sizeof(port)) != sizeof(port)) _exit(1);
-    while ((*api)->requests_in_flight() > 0 || router.busy_share() == 0) {
-      absl::SleepFor(absl::Milliseconds(20));
-    }
-    std::printf("  coordinator: %.0f %% of one core\n", 100 * router.busy_share());
-    std::fflush(stdout);
-    _exit(0);
-  }
+  if (server == 0) RunServer(load, source, rate, &meeting);
   int client_status = 1;
   int server_status = 1;
   waitpid(client, &client_status, 0);
+  if (client_status != 0) kill(server, SIGKILL);
   waitpid(server, &server_status, 0);
-  close(port_pipe[0]);
-  close(port_pipe[1]);
   return client_status == 0 && server_status == 0;
 }
 
@@ -244,8 +292,11 @@ int Main(int argc, char** argv) {
     if (flag.first == "--tokens") load.tokens = value;
     if (flag.first == "--rate") load.rate = value;
   }
-  bool ok = RunOnce("as fast as they are taken", load, 0);
-  ok = RunOnce("at the given rate", load, load.rate) && ok;
+  bool ok = RunOnce("as fast as they are taken", load, Source::kRouter, 0);
+  ok = RunOnce("at the given rate", load, Source::kRouter, load.rate) && ok;
+  ok = RunOnce("at the given rate, from a worker over its stream", load, Source::kWorker,
+               load.rate) &&
+       ok;
   return ok ? 0 : 1;
 }
 
