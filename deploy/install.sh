@@ -15,7 +15,7 @@ build_packages=(
   protobuf-compiler-grpc
 )
 dev_packages=(
-  clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev lld-19
+  clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev lld-19 llvm-19
   iproute2 procps python3-grpcio python3-protobuf python3-venv python3-yaml shellcheck
 )
 # Those whose libraries the binaries link; the libraries' own packages are named differently from system to system.

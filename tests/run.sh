@@ -59,7 +59,7 @@ step "test $preset"
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:detect_stack_use_after_return=0
 export LSAN_OPTIONS="suppressions=$PWD/tests/lsan.supp:print_suppressions=0"
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
-export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp:ignore_noninstrumented_modules=1:halt_on_error=1:second_deadlock_stack=1"
+export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp:ignore_noninstrumented_modules=1:external_symbolizer_path=/usr/bin/llvm-symbolizer-19:halt_on_error=1:second_deadlock_stack=1"
 
 selection=()
 [ -z "$labels" ] || selection+=(--label-regex "$labels")

@@ -1,6 +1,7 @@
 #include "worker/process.h"
 
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -54,6 +55,11 @@ struct Edge {
   // Ends the streams: without a deadline gRPC would wait for coordinators to leave.
   ~Edge() {
     if (server != nullptr) server->Shutdown(absl::ToChronoTime(absl::Now() + absl::Seconds(1)));
+  }
+
+  // For Kubernetes' probes: the service's name is ready or not, "" is always alive.
+  void SetReady(bool ready) const {
+    server->GetHealthCheckService()->SetServingStatus("marcoro.worker.v1.WorkerService", ready);
   }
 
   std::unique_ptr<GroupService> group;
@@ -111,6 +117,7 @@ absl::StatusOr<Edge> StartEdge(const WorkerConfig& config, const OpenedModel& mo
                                                             .quantization = config.weights,
                                                             .max_waiting = config.max_waiting,
                                                             .max_running = config.max_sequences});
+  grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort(config.listen, grpc::InsecureServerCredentials(), &port);
@@ -127,6 +134,7 @@ absl::StatusOr<Edge> StartEdge(const WorkerConfig& config, const OpenedModel& mo
     return absl::UnavailableError(
         absl::StrCat("cannot listen on ", config.listen, ": is the port in use? --listen=HOST:PORT takes another"));
   }
+  edge.SetReady(false);
   edge.address = absl::StrCat(config.listen.substr(0, config.listen.rfind(':')), ":", port);
   return edge;
 }
@@ -231,11 +239,13 @@ absl::Status ServeRoot(const WorkerConfig& config, OpenedModel& model, Edge& edg
   metrics.SetSnapshotSource([&engine] { return engine.snapshot(); });
   signals.Handle([&] {
     spdlog::info("draining for at most {}", absl::FormatDuration(config.drain_timeout));
+    edge.SetReady(false);
     edge.worker->Drain();
     if (!engine.WaitIdle(absl::Now() + config.drain_timeout)) spdlog::warn("the drain timeout ended running sequences");
     engine.Stop();
   });
   edge.worker->Attach(&engine);
+  edge.SetReady(true);
   spdlog::info("ready on {} (fingerprint {})", edge.address, model.fingerprint);
   const absl::Status status = engine.Run();
   metrics.SetSnapshotSource(nullptr);

@@ -22,7 +22,10 @@ std::string TypeUrl() {
 
 template <typename Message>
 absl::Status WithDetail(absl::Status status, const Message& detail) {
-  status.SetPayload(TypeUrl<Message>(), absl::Cord(detail.SerializeAsString()));
+  const std::string bytes = detail.SerializeAsString();
+  // By way of a view: Cord's constructor from std::string is a template that clang and the library,
+  // built by GCC, name differently.
+  status.SetPayload(TypeUrl<Message>(), absl::Cord(absl::string_view(bytes)));
   return status;
 }
 

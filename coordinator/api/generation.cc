@@ -65,10 +65,11 @@ void Generation::Start(Router& router, AdmissionTicket ticket) {
 }
 
 void Generation::OnUpdate(uint32_t index, const worker::v1::SequenceUpdate& update) {
-  std::unique_ptr<RoutedSequence> stopped;
-  Remains remains;
   bool progress = false;
   {
+    // Destroyed without the lock, and before the client hears of the end: its next request finds
+    // the place free.
+    Remains remains;
     absl::MutexLock lock(&mutex_);
     Sequence& sequence = sequences_[index];
     if (state_ != State::kRunning || sequence.assembler.finished()) return;
@@ -85,7 +86,7 @@ void Generation::OnUpdate(uint32_t index, const worker::v1::SequenceUpdate& upda
       if (update.end() == worker::v1::SEQUENCE_END_UNSPECIFIED) {
         // Ended by a stop text, of which the worker knows nothing.
         sequence.released = true;
-        stopped = std::move(sequence.routed);
+        remains.sequences.push_back(std::move(sequence.routed));
       }
       ChoiceEnded(sequence);
       if (running_ == 0) {
@@ -154,9 +155,9 @@ void Generation::FillSummary(Clock::time_point now) {
 }
 
 void Generation::OnDone(uint32_t index, const absl::Status& status) {
-  std::unique_ptr<RoutedSequence> ended;
-  Remains remains;
   {
+    std::unique_ptr<RoutedSequence> ended;
+    Remains remains;
     absl::MutexLock lock(&mutex_);
     Sequence& sequence = sequences_[index];
     sequence.released = true;
@@ -188,8 +189,8 @@ void Generation::Cancel() {
 }
 
 void Generation::EndEarly() {
-  Remains remains;
   {
+    Remains remains;
     absl::MutexLock lock(&mutex_);
     if (state_ != State::kRunning) return;
     for (Sequence& sequence : sequences_) {

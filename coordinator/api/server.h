@@ -20,7 +20,8 @@ struct ApiServerOptions {
   ApiLimits limits;
 };
 
-// The referents outlive the server.
+// The referents outlive the server; all but the router outlive the router, too, whose threads may
+// still be on their way out of a callback.
 struct ApiServerParts {
   const ServedModel& model;
   Router& router;

@@ -23,6 +23,7 @@ namespace marcoro {
 namespace {
 
 constexpr absl::Duration kProbeTimeout = absl::Milliseconds(500);
+constexpr absl::Duration kConnectTimeout = absl::Milliseconds(100);
 
 void SetDeadline(grpc::ClientContext* context) {
   context->set_deadline(absl::ToChronoTime(absl::Now() + kProbeTimeout));
@@ -35,7 +36,14 @@ std::shared_ptr<grpc::Channel> Channel(const std::string& address) {
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
+// gRPC looks after a connection only while somebody waits for it: a call that fails at once, because nobody listens yet, would
+// leave the next attempt to a poller that comes by every five seconds.
+bool IsConnected(grpc::Channel* channel) {
+  return channel->WaitForConnected(absl::ToChronoTime(absl::Now() + kConnectTimeout));
+}
+
 bool CoordinatorIsReady(const std::shared_ptr<grpc::Channel>& channel) {
+  if (!IsConnected(channel.get())) return false;
   grpc::ClientContext context;
   SetDeadline(&context);
   grpc::health::v1::HealthCheckRequest request;
@@ -46,6 +54,7 @@ bool CoordinatorIsReady(const std::shared_ptr<grpc::Channel>& channel) {
 }
 
 bool WorkerIsReady(const std::shared_ptr<grpc::Channel>& channel) {
+  if (!IsConnected(channel.get())) return false;
   grpc::ClientContext context;
   SetDeadline(&context);
   const auto stream = worker::v1::WorkerService::NewStub(channel)->Connect(&context);

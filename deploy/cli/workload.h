@@ -15,10 +15,11 @@ namespace marcoro {
 struct WorkloadOptions {
   LengthDistribution prompt_tokens;
   LengthDistribution output_tokens;
-  std::vector<std::string> prompts;  // if not empty: texts, taken in turn, instead of random ids
-  uint32_t vocabulary_size = 0;      // more than kFirstId
-  uint32_t context_length = 0;       // at least 2; lengths are cut to it
-  std::optional<double> temperature;
+  // If not empty: texts, taken in turn, instead of random ids.
+  std::vector<std::string> prompts = {};
+  uint32_t vocabulary_size = 0;  // more than kFirstId
+  uint32_t context_length = 0;   // at least 2; lengths are cut to it
+  std::optional<double> temperature = std::nullopt;
   uint64_t seed = 0;
 };
 

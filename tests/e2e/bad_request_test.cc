@@ -70,11 +70,6 @@ std::vector<Bad> BadFields() {
       {"chat.messages", [](Request* r) { r->mutable_chat(); }},
       {"chat.messages[0].role",
        [](Request* r) { r->mutable_chat()->add_messages()->set_content("hi"); }},
-      {"chat.messages",
-       [](Request* r) {
-         r->mutable_chat()->add_messages()->set_role("system");
-         r->mutable_chat()->add_messages()->set_role("no such role");
-       }},
       {"input", [](Request* r) { r->clear_input(); }},
   };
 }

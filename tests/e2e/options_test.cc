@@ -139,7 +139,8 @@ TEST_F(OptionsTest, MinTokensHoldsTheEndOfSequenceOff) {
 TEST_F(OptionsTest, OnlyAllowedIdsAreGenerated) {
   v1::GenerateRequest request = Sampled("Return", 30, 2);
   for (const uint32_t id : {300u, 301u, 302u}) request.add_allowed_token_ids(id);
-  for (const uint32_t id : Generate(request).choices(0).token_ids()) {
+  const v1::GenerateResponse response = Generate(request);
+  for (const uint32_t id : response.choices(0).token_ids()) {
     EXPECT_TRUE(id >= 300 && id <= 302) << id;
   }
 }
@@ -157,7 +158,8 @@ TEST_F(OptionsTest, BadWordsAreNeverCompleted) {
 TEST_F(OptionsTest, ABiasDecidesTheToken) {
   v1::GenerateRequest request = Greedy("Return", 5);
   (*request.mutable_logit_bias())[333] = 100;
-  for (const uint32_t id : Generate(request).choices(0).token_ids()) EXPECT_EQ(id, 333u);
+  const v1::GenerateResponse response = Generate(request);
+  for (const uint32_t id : response.choices(0).token_ids()) EXPECT_EQ(id, 333u);
 }
 
 TEST_F(OptionsTest, AStopTokenEndsTheAnswerAsItsLastToken) {

@@ -53,9 +53,9 @@ class ApiTest : public testing::Test {
   std::string target() const;
 
   std::unique_ptr<const ServedModel> model_;
-  std::unique_ptr<FakeRouter> router_;
   std::unique_ptr<Admission> admission_;
   std::unique_ptr<ApiMetrics> metrics_;
+  std::unique_ptr<FakeRouter> router_;
   std::unique_ptr<ApiServer> server_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::InferenceService::Stub> inference_;
