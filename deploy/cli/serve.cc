@@ -89,6 +89,7 @@ std::vector<Unit> MakeUnits(const ServeConfig& config, const ServeAddresses& add
 absl::Status Serve(const ServeConfig& config) {
   auto addresses = ChooseAddresses(config);
   if (!addresses.ok()) return addresses.status();
+  Supervisor::BlockSignals();  // before MakeUnits, which starts gRPC's threads
   Supervisor supervisor(MakeUnits(config, *addresses), {.drain_timeout = config.drain_timeout, .on_ready = [&] {
                           std::printf("ready: grpc on %s, metrics on %s\n", config.listen.c_str(),
                                       config.metrics.empty() ? "none" : config.metrics.c_str());

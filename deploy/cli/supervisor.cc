@@ -31,9 +31,12 @@ bool Supervisor::Running::alive() const {
   return std::any_of(pids.begin(), pids.end(), [](pid_t pid) { return pid != 0; });
 }
 
-Supervisor::Supervisor(std::vector<Unit> units, SupervisorOptions options) : options_(std::move(options)) {
+void Supervisor::BlockSignals() {
   const sigset_t signals = Signals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
+
+Supervisor::Supervisor(std::vector<Unit> units, SupervisorOptions options) : options_(std::move(options)) {
   for (Unit& unit : units) {
     units_.emplace_back();
     units_.back().pids.resize(unit.processes.size(), 0);

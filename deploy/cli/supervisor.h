@@ -29,8 +29,11 @@ struct SupervisorOptions {
 // Owns the child processes. One thread: the one that constructs it and calls Run.
 class Supervisor {
  public:
-  // The first unit is drained before the others are told to stop. Blocks SIGTERM, SIGINT and SIGCHLD for the whole process, so it
-  // is constructed before any thread starts.
+  // Blocks SIGTERM, SIGINT and SIGCHLD, which Run waits for, in this thread and those it starts from now on. Call it before any
+  // other thread starts, gRPC's included: a thread without it would take the signal, and end the process without a drain.
+  static void BlockSignals();
+
+  // The first unit is drained before the others are told to stop. Signals are blocked.
   Supervisor(std::vector<Unit> units, SupervisorOptions options);
 
   // Starts everything, starts again what dies, and returns when all processes are gone: OK after SIGTERM or SIGINT, otherwise

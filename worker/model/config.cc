@@ -255,7 +255,7 @@ std::string SummarizeQuantization(const json& value) {
 // Ids from generation_config.json replace config.json's; the file may be absent.
 absl::Status MergeGenerationConfig(const std::string& directory, ModelConfig& config) {
   const std::string file = absl::StrCat(directory, "/generation_config.json");
-  absl::StatusOr<std::string> text = ReadTextFile(file, kMaxConfigBytes);
+  absl::StatusOr<std::string> text = ReadSmallFile(file, kMaxConfigBytes);
   if (absl::IsNotFound(text.status())) return absl::OkStatus();
   if (!text.ok()) return text.status();
   absl::StatusOr<json> root = ParseObject(*text, file);
@@ -272,7 +272,7 @@ absl::Status MergeGenerationConfig(const std::string& directory, ModelConfig& co
 // modelopt writes what config.json lacks into a file of its own.
 absl::Status MergeQuantizationFile(const std::string& directory, ModelConfig& config) {
   const std::string file = absl::StrCat(directory, "/hf_quant_config.json");
-  absl::StatusOr<std::string> text = ReadTextFile(file, kMaxConfigBytes);
+  absl::StatusOr<std::string> text = ReadSmallFile(file, kMaxConfigBytes);
   if (absl::IsNotFound(text.status())) return absl::OkStatus();
   if (!text.ok()) return text.status();
   absl::StatusOr<json> root = ParseObject(*text, file);
@@ -327,7 +327,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json_text,
 
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory) {
   const std::string file = absl::StrCat(directory, "/config.json");
-  absl::StatusOr<std::string> text = ReadTextFile(file, kMaxConfigBytes);
+  absl::StatusOr<std::string> text = ReadSmallFile(file, kMaxConfigBytes);
   if (!text.ok()) return text.status();
   absl::StatusOr<ModelConfig> config = ParseModelConfig(*text, file);
   if (!config.ok()) return config;

@@ -13,7 +13,7 @@
 
 namespace marcoro {
 
-absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t max_bytes) {
+absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t max_bytes) {
   // Non-blocking, because a FIFO of that name would wait for a writer.
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file < 0) {

@@ -36,7 +36,7 @@ bool IsPlainFileName(const std::string& name) {
 // The index's map of tensor names to file names.
 absl::StatusOr<std::vector<std::pair<std::string, std::string>>> ReadIndex(
     const std::string& path) {
-  absl::StatusOr<std::string> text = ReadTextFile(path, kMaxIndexBytes);
+  absl::StatusOr<std::string> text = ReadSmallFile(path, kMaxIndexBytes);
   if (!text.ok()) return text.status();
   const json root = json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (!root.is_object() || !root.contains("weight_map") || !root["weight_map"].is_object()) {

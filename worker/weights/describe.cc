@@ -36,10 +36,10 @@ std::string TemplateOf(const json& value) {
 
 absl::StatusOr<std::string> ReadChatTemplate(const std::string& directory) {
   absl::StatusOr<std::string> file =
-      ReadTextFile(absl::StrCat(directory, "/chat_template.jinja"), kMaxTemplateBytes);
+      ReadSmallFile(absl::StrCat(directory, "/chat_template.jinja"), kMaxTemplateBytes);
   if (!absl::IsNotFound(file.status())) return file;
   const std::string path = absl::StrCat(directory, "/tokenizer_config.json");
-  absl::StatusOr<std::string> text = ReadTextFile(path, kMaxTokenizerConfigBytes);
+  absl::StatusOr<std::string> text = ReadSmallFile(path, kMaxTokenizerConfigBytes);
   if (absl::IsNotFound(text.status())) return std::string();
   if (!text.ok()) return text.status();
   const json root = json::parse(*text, nullptr, /*allow_exceptions=*/false);
