@@ -1,13 +1,15 @@
 // The op list: everything the model asks of a machine, with every shape written down.
 //
-// A backend is one kernel family (reference, avx2, avx512, later cuda). Within one family every op keeps the numerics
-// contract: an output row depends on its own input row (and its own sequence's KV blocks) only, each output element is
-// reduced in one fixed order, and neither depends on how many tokens are in the step, how many threads run, or where a
-// prompt was cut into chunks. Shapes that only a bug can get wrong are CHECKed.
+// A backend is one kernel family (reference, avx2, avx512, later cuda). Within one family every op
+// keeps the numerics contract: an output row depends on its own input row (and its own sequence's
+// KV blocks) only, each output element is reduced in one fixed order, and neither depends on how
+// many tokens are in the step, how many threads run, or where a prompt was cut into chunks. Shapes
+// that only a bug can get wrong are CHECKed.
 //
-// Letters in shapes: T tokens in the step, H hidden, V vocabulary, K and N matmul inputs and outputs, D head_dim,
-// A query heads and C KV heads held by this rank, F feed-forward width held by this rank, R logit rows.
-// "act" is the backend's activation type: BF16, or F32 for the reference backend in float32 mode.
+// Letters in shapes: T tokens in the step, H hidden, V vocabulary, K and N matmul inputs and
+// outputs, D head_dim, A query heads and C KV heads held by this rank, F feed-forward width held by
+// this rank, R logit rows. "act" is the backend's activation type: BF16, or F32 for the reference
+// backend in float32 mode.
 #pragma once
 
 #include <cstddef>
@@ -32,7 +34,8 @@ class Buffer {
   using Deleter = void (*)(void* data, size_t bytes);
 
   Buffer() = default;
-  Buffer(void* data, size_t bytes, Deleter deleter) : data_(data), bytes_(bytes), deleter_(deleter) {}
+  Buffer(void* data, size_t bytes, Deleter deleter)
+      : data_(data), bytes_(bytes), deleter_(deleter) {}
   Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     if (this != &other) {
@@ -60,14 +63,16 @@ class Buffer {
   Deleter deleter_ = nullptr;
 };
 
-// Shape of a matmul weight as one rank holds it. The `columns` (K) consist of `segments` equal segments; the product is the
-// sum of the segments' products in a balanced binary tree ((0+1)+(2+3))+…, each segment's own sum scaled by the row's scale
-// before it enters the tree. Column-parallel weights have one segment.
+// Shape of a matmul weight as one rank holds it. The `columns` (K) consist of `segments` equal
+// segments; the product is the sum of the segments' products in a balanced binary tree
+// ((0+1)+(2+3))+…, each segment's own sum scaled by the row's scale before it enters the tree.
+// Column-parallel weights have one segment.
 struct WeightShape {
-  DType dtype = DType::kF8E4M3;  // kF8E4M3 (with a float scale per row), kBF16 or kF32 (reference only)
-  int64_t rows = 0;              // N
-  int64_t columns = 0;           // K, a multiple of segments
-  int segments = 1;              // a power of two
+  DType dtype =
+      DType::kF8E4M3;   // kF8E4M3 (with a float scale per row), kBF16 or kF32 (reference only)
+  int64_t rows = 0;     // N
+  int64_t columns = 0;  // K, a multiple of segments
+  int segments = 1;     // a power of two
 };
 
 // A weight in the layout of the backend that packed it. Does not own its memory.
@@ -85,8 +90,8 @@ struct KvCacheLayer {
   int32_t head_dim = 0;  // D
 };
 
-// One sequence's part of a step: rows [first_row, first_row + tokens) of the step's matrices are its positions
-// [position, position + tokens).
+// One sequence's part of a step: rows [first_row, first_row + tokens) of the step's matrices are
+// its positions [position, position + tokens).
 struct SequenceSpan {
   int32_t first_row = 0;
   int32_t tokens = 0;
@@ -104,14 +109,15 @@ struct AttentionShape {
 
 // What sampling needs of each row of logits, in one pass.
 struct LogitSummary {
-  int32_t best = 0;             // index of the largest logit, the lower index on ties
-  float max = 0;                // that logit
-  double log_sum_exp = 0;       // natural log of Σ exp(logit)
-  bool has_nan = false;         // then the other fields are unspecified
+  int32_t best = 0;        // index of the largest logit, the lower index on ties
+  float max = 0;           // that logit
+  double log_sum_exp = 0;  // natural log of Σ exp(logit)
+  bool has_nan = false;    // then the other fields are unspecified
 };
 
 struct BackendOptions {
-  // "auto" (the best this processor runs), "avx512" (needs F, BW, VL, VBMI and BF16), "avx2" (needs FMA and F16C), "reference".
+  // "auto" (the best this processor runs), "avx512" (needs F, BW, VL, VBMI and BF16), "avx2" (needs
+  // FMA and F16C), "reference".
   std::string name = "auto";
   // Threads that compute, the calling one included. At least 1.
   int threads = 1;
@@ -123,7 +129,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  // Kernel family, part of the numerics fingerprint: "reference", "reference-f32", "avx2", "avx512".
+  // Kernel family, part of the numerics fingerprint: "reference", "reference-f32", "avx2",
+  // "avx512".
   virtual std::string_view name() const = 0;
   virtual DType activation_dtype() const = 0;
   virtual int threads() const = 0;
@@ -131,15 +138,18 @@ class Backend {
   // Zeroed memory. RESOURCE_EXHAUSTED if there is not enough.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
 
-  // Runs body(i) for every i in [0, count), on all threads, each i once, in any order; returns when all are done.
+  // Runs body(i) for every i in [0, count), on all threads, each i once, in any order; returns when
+  // all are done.
   virtual void ParallelFor(int64_t count, const std::function<void(int64_t)>& body) = 0;
 
   // Bytes that a packed weight of this shape takes (padding included), without its scales.
   virtual size_t WeightBytes(const WeightShape& shape) const = 0;
-  // Packs rows [first_row, first_row + count) of weight from row-major elements of weight.shape.dtype, (count, columns) dense.
-  // first_row is a multiple of 64; count is too, except for the last rows. Padding is zero. Calls for different rows may run
-  // concurrently. Scales are the caller's to fill in.
-  virtual void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count, const void* source) const = 0;
+  // Packs rows [first_row, first_row + count) of weight from row-major elements of
+  // weight.shape.dtype, (count, columns) dense. first_row is a multiple of 64; count is too, except
+  // for the last rows. Padding is zero. Calls for different rows may run concurrently. Scales are
+  // the caller's to fill in.
+  virtual void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count,
+                          const void* source) const = 0;
 
   // Bytes of one block of one layer: 16 positions of keys and values.
   virtual size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim) const = 0;
@@ -154,32 +164,37 @@ class Backend {
   virtual void RmsNorm(const Tensor& x, const float* weight, float epsilon, const Tensor& out) = 0;
 
   // residual (T, H) F32 += delta (T, H) F32, then out = RmsNorm(residual).
-  virtual void AddRmsNorm(const Tensor& residual, const Tensor& delta, const float* weight, float epsilon,
-                          const Tensor& out) = 0;
+  virtual void AddRmsNorm(const Tensor& residual, const Tensor& delta, const float* weight,
+                          float epsilon, const Tensor& out) = 0;
 
   // out (T, N) F32 = x (T, K) act · weightᵀ, reduced as WeightShape says.
   virtual void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) = 0;
 
-  // qkv (T, (A + 2 C) D) F32 holds q, k and v side by side. Rotates q and k by position (pairs are elements i and i + D/2, the
-  // Hugging Face layout; rope (positions, D) F32 holds D/2 cosines, then D/2 sines), writes q (T, A D) act, and k and v into
-  // the sequences' KV blocks, rounded to act.
+  // qkv (T, (A + 2 C) D) F32 holds q, k and v side by side. Rotates q and k by position (pairs are
+  // elements i and i + D/2, the Hugging Face layout; rope (positions, D) F32 holds D/2 cosines,
+  // then D/2 sines), writes q (T, A D) act, and k and v into the sequences' KV blocks, rounded to
+  // act.
   virtual void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
-                              absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache, const Tensor& q) = 0;
+                              absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
+                              const Tensor& q) = 0;
 
-  // out (T, A D) act = softmax(q kᵀ / sqrt(D)) v over each sequence's KV blocks in order, causal within the window. Query head
-  // h reads KV head h / (A / C). What lies in a block beyond a query's own position never matters, NaN included.
-  virtual void Attention(const Tensor& q, const AttentionShape& shape, absl::Span<const SequenceSpan> sequences,
-                         const KvCacheLayer& cache, const Tensor& out) = 0;
+  // out (T, A D) act = softmax(q kᵀ / sqrt(D)) v over each sequence's KV blocks in order, causal
+  // within the window. Query head h reads KV head h / (A / C). What lies in a block beyond a
+  // query's own position never matters, NaN included.
+  virtual void Attention(const Tensor& q, const AttentionShape& shape,
+                         absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
+                         const Tensor& out) = 0;
 
-  // gate_up (T, 2 F) F32 holds gate, then up. out (T, F) act = silu(gate) * up, computed in F32 and rounded once.
+  // gate_up (T, 2 F) F32 holds gate, then up. out (T, F) act = silu(gate) * up, computed in F32 and
+  // rounded once.
   virtual void SwiGlu(const Tensor& gate_up, const Tensor& out) = 0;
 
   // One summary for each row of logits (R, V) F32.
   virtual void SummarizeLogits(const Tensor& logits, absl::Span<LogitSummary> out) = 0;
 };
 
-// INVALID_ARGUMENT for an unknown name or combination, FAILED_PRECONDITION if this processor cannot run it (the message names
-// what is missing).
+// INVALID_ARGUMENT for an unknown name or combination, FAILED_PRECONDITION if this processor cannot
+// run it (the message names what is missing).
 absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const BackendOptions& options);
 
 }  // namespace marcoro

@@ -5,10 +5,10 @@
 #include <cstdlib>
 
 // Aborts with file, line and the condition unless it holds. Always on.
-#define MARCORO_CHECK(condition)                                                                    \
-  do {                                                                                              \
-    if (!(condition)) [[unlikely]] {                                                                \
+#define MARCORO_CHECK(condition)                                                         \
+  do {                                                                                   \
+    if (!(condition)) [[unlikely]] {                                                     \
       std::fprintf(stderr, "%s:%d: check failed: %s\n", __FILE__, __LINE__, #condition); \
-      std::abort();                                                                                 \
-    }                                                                                               \
+      std::abort();                                                                      \
+    }                                                                                    \
   } while (false)

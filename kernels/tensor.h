@@ -1,4 +1,5 @@
-// Number formats and non-owning views: the vocabulary that kernels, collectives and the model share.
+// Number formats and non-owning views: the vocabulary that kernels, collectives and the model
+// share.
 #pragma once
 
 #include <bit>
@@ -47,7 +48,8 @@ inline BFloat16 ToBFloat16(float value) {
   return {static_cast<uint16_t>(rounded >> 16)};
 }
 
-// A row-major matrix in memory that somebody else owns. Rows may be further apart than they are long.
+// A row-major matrix in memory that somebody else owns. Rows may be further apart than they are
+// long.
 struct Tensor {
   void* data = nullptr;
   DType dtype = DType::kF32;

@@ -5,13 +5,15 @@
 namespace marcoro {
 namespace {
 
-// To be raised by any change that alters bits: an order of summation, a rounding, a kernel's arithmetic.
+// To be raised by any change that alters bits: an order of summation, a rounding, a kernel's
+// arithmetic.
 constexpr uint64_t kNumericsVersion = 1;
 constexpr size_t kDigits = 16;
 
 }  // namespace
 
-std::string NumericsFingerprint(const std::string& weights_identity, const NumericsOptions& options) {
+std::string NumericsFingerprint(const std::string& weights_identity,
+                                const NumericsOptions& options) {
   Sha256 hash;
   hash.Number(kNumericsVersion);
   hash.Text(weights_identity);

@@ -11,8 +11,10 @@ struct NumericsOptions {
   std::string kernel_family;   // Backend::name()
 };
 
-// 16 hexadecimal digits of SHA-256 over the numerics contract's version, the identity of the weights (WeightsIdentity) and the
-// options. Neither the tensor-parallel degree nor anything else that leaves the bits alone enters.
-std::string NumericsFingerprint(const std::string& weights_identity, const NumericsOptions& options);
+// 16 hexadecimal digits of SHA-256 over the numerics contract's version, the identity of the
+// weights (WeightsIdentity) and the options. Neither the tensor-parallel degree nor anything else
+// that leaves the bits alone enters.
+std::string NumericsFingerprint(const std::string& weights_identity,
+                                const NumericsOptions& options);
 
 }  // namespace marcoro

@@ -1,5 +1,6 @@
-// marcoro-worker: one rank of a tensor-parallel group. Rank 0 serves WorkerService and GroupService and runs the engine; its
-// peers execute what it sends. Exit code 0 after a drain or shutdown, 1 for what the outside caused, 70 from the watchdog.
+// marcoro-worker: one rank of a tensor-parallel group. Rank 0 serves WorkerService and GroupService
+// and runs the engine; its peers execute what it sends. Exit code 0 after a drain or shutdown, 1
+// for what the outside caused, 70 from the watchdog.
 #include <csignal>
 #include <cstdio>
 #include <memory>
@@ -9,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "deploy/flags/flag_table.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 #include "worker/config.h"
 #include "worker/process.h"
@@ -34,13 +36,16 @@ int main(int argc, char** argv) {
         break;
     }
     if (!parsed->positional.empty()) {
-      status = absl::InvalidArgumentError(absl::StrCat("unexpected argument '", parsed->positional[0], "'; --help lists the flags"));
+      status = absl::InvalidArgumentError(absl::StrCat(
+          "unexpected argument '", parsed->positional[0], "'; --help lists the flags"));
     }
   }
   if (status.ok()) status = marcoro::CheckWorkerConfig(config);
   if (status.ok()) {
+    spdlog::set_default_logger(spdlog::stderr_color_mt("worker"));
     spdlog::set_level(spdlog::level::from_str(config.log_level));
-    spdlog::set_pattern(absl::StrCat("%Y-%m-%dT%H:%M:%S.%e %^%l%$ worker rank ", config.rank, ": %v"));
+    spdlog::set_pattern(
+        absl::StrCat("%Y-%m-%dT%H:%M:%S.%e %^%l%$ worker rank ", config.rank, ": %v"));
     status = marcoro::RunWorker(config);
   }
   if (status.ok()) return 0;

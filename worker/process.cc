@@ -81,7 +81,8 @@ absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
   auto model_config = LoadModelConfig(config.model);
   if (!model_config.ok()) return model_config.status();
   model.config = *std::move(model_config);
-  if (absl::Status status = CheckTensorParallel(model.config, config.world_size); !status.ok()) return status;
+  if (absl::Status status = CheckTensorParallel(model.config, config.world_size); !status.ok())
+    return status;
 
   if (config.load_format == "random") {
     model.source = std::make_unique<RandomSource>(model.config, config.random_seed);
@@ -98,7 +99,8 @@ absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
 
   auto identity = WeightsIdentity(*model.source, model.config);
   if (!identity.ok()) return identity.status();
-  model.fingerprint = NumericsFingerprint(*identity, {config.weights, std::string(model.backend->name())});
+  model.fingerprint =
+      NumericsFingerprint(*identity, {config.weights, std::string(model.backend->name())});
   model.bounds.tokens = config.max_step_tokens;
   model.bounds.logit_rows = std::min(config.max_logit_rows, config.max_step_tokens);
   model.bounds.context_length = std::min(config.context_length, model.config.max_positions);
@@ -109,14 +111,15 @@ absl::StatusOr<Edge> StartEdge(const WorkerConfig& config, const OpenedModel& mo
   Edge edge;
   edge.group = std::make_unique<GroupService>(
       GroupServiceOptions{.world_size = config.world_size, .fingerprint = model.fingerprint});
-  edge.worker = std::make_unique<WorkerService>(WorkerFacts{.numerics_fingerprint = model.fingerprint,
-                                                            .tensor_parallel = config.world_size,
-                                                            .context_length = model.bounds.context_length,
-                                                            .vocabulary_size = model.config.vocabulary_size,
-                                                            .parameter_count = model.config.parameter_count(),
-                                                            .quantization = config.weights,
-                                                            .max_waiting = config.max_waiting,
-                                                            .max_running = config.max_sequences});
+  edge.worker =
+      std::make_unique<WorkerService>(WorkerFacts{.numerics_fingerprint = model.fingerprint,
+                                                  .tensor_parallel = config.world_size,
+                                                  .context_length = model.bounds.context_length,
+                                                  .vocabulary_size = model.config.vocabulary_size,
+                                                  .parameter_count = model.config.parameter_count(),
+                                                  .quantization = config.weights,
+                                                  .max_waiting = config.max_waiting,
+                                                  .max_running = config.max_sequences});
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   int port = 0;
@@ -132,15 +135,16 @@ absl::StatusOr<Edge> StartEdge(const WorkerConfig& config, const OpenedModel& mo
   edge.server = builder.BuildAndStart();
   if (edge.server == nullptr || port == 0) {
     return absl::UnavailableError(
-        absl::StrCat("cannot listen on ", config.listen, ": is the port in use? --listen=HOST:PORT takes another"));
+        absl::StrCat("cannot listen on ", config.listen,
+                     ": is the port in use? --listen=HOST:PORT takes another"));
   }
   edge.SetReady(false);
   edge.address = absl::StrCat(config.listen.substr(0, config.listen.rfind(':')), ":", port);
   return edge;
 }
 
-absl::StatusOr<std::unique_ptr<Group>> JoinGroup(const WorkerConfig& config, const OpenedModel& model,
-                                                 GroupService* service) {
+absl::StatusOr<std::unique_ptr<Group>> JoinGroup(const WorkerConfig& config,
+                                                 const OpenedModel& model, GroupService* service) {
   auto transport = ParseTransport(config.collective);
   if (!transport.ok()) return transport.status();
   return Group::Join({.rank = config.rank,
@@ -160,31 +164,41 @@ absl::Status ExplainMemory(const absl::Status& status, const WorkerConfig& confi
   if (status.code() != absl::StatusCode::kResourceExhausted) return status;
   return absl::ResourceExhaustedError(
       absl::StrCat(status.message(), "; use ", config.weights == "fp8" ? "" : "--weights=fp8, ",
-                   "more tensor-parallel ranks on more hosts, a smaller --kv-tokens, or a machine with more memory"));
+                   "more tensor-parallel ranks on more hosts, a smaller --kv-tokens, or a machine "
+                   "with more memory"));
 }
 
-// Rank 0 decides the size of the KV cache, since the scheduler is there; every rank allocates as much.
-absl::StatusOr<int32_t> AgreeOnKvBlocks(const WorkerConfig& config, const OpenedModel& model, Group& group) {
+// Rank 0 decides the size of the KV cache, since the scheduler is there; every rank allocates as
+// much.
+absl::StatusOr<int32_t> AgreeOnKvBlocks(const WorkerConfig& config, const OpenedModel& model,
+                                        Group& group) {
   int64_t tokens = config.kv_tokens;
   if (group.rank() == 0 && tokens == 0) {
     const ModelConfig& shape = model.config;
-    const size_t block_bytes = KvCache::BlockBytes(*model.backend, shape.layers, shape.kv_heads / config.world_size, shape.head_dim);
+    const size_t block_bytes = KvCache::BlockBytes(
+        *model.backend, shape.layers, shape.kv_heads / config.world_size, shape.head_dim);
     const Shard shard{.rank = 0, .world_size = config.world_size};
-    const double available = static_cast<double>(cpu::AvailableMemory()) -
-                             static_cast<double>(config.world_size) *
-                                 static_cast<double>(Transformer::ActivationBytes(shape, shard, model.bounds, *model.backend));
-    const double blocks = std::max(0.0, available) * config.memory_fraction / config.world_size / static_cast<double>(block_bytes);
+    const double available =
+        static_cast<double>(cpu::AvailableMemory()) -
+        static_cast<double>(config.world_size) * static_cast<double>(Transformer::ActivationBytes(
+                                                     shape, shard, model.bounds, *model.backend));
+    const double blocks = std::max(0.0, available) * config.memory_fraction / config.world_size /
+                          static_cast<double>(block_bytes);
     constexpr int kContexts = 16;
-    tokens = static_cast<int64_t>(std::min(blocks * kKvBlockTokens, double{kContexts} * model.bounds.context_length));
+    tokens = static_cast<int64_t>(
+        std::min(blocks * kKvBlockTokens, double{kContexts} * model.bounds.context_length));
     if (tokens < std::min<int64_t>(model.bounds.context_length, 256)) {
-      return absl::ResourceExhaustedError(absl::StrCat("the memory left after loading holds ", tokens, " tokens of KV cache"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the memory left after loading holds ", tokens, " tokens of KV cache"));
     }
   }
   std::string message = absl::StrCat((tokens + kKvBlockTokens - 1) / kKvBlockTokens);
-  if (absl::Status status = group.control().BroadcastFromRoot(&message); !status.ok()) return status;
+  if (absl::Status status = group.control().BroadcastFromRoot(&message); !status.ok())
+    return status;
   int32_t blocks = 0;
   if (!absl::SimpleAtoi(message, &blocks) || blocks < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("--kv-tokens=", config.kv_tokens, " is not a possible size"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-tokens=", config.kv_tokens, " is not a possible size"));
   }
   return blocks;
 }
@@ -198,33 +212,38 @@ absl::StatusOr<ModelParameters> LoadShard(const WorkerConfig& config, OpenedMode
   std::optional<ProgressReporter> progress;
   if (config.rank == 0) {
     options.progress = [&progress](uint64_t done, uint64_t total) {
-      // Begins with the first bytes: making room for the shard comes before and is no part of the rate.
+      // Begins with the first bytes: making room for the shard comes before and is no part of the
+      // rate.
       if (!progress.has_value()) progress.emplace(ProgressOptions::ForStderr("loading"));
       progress->Update(done, total);
     };
   }
   auto parameters = LoadParameters(*model.source, model.config, shard, options, *model.backend);
   if (!parameters.ok()) return ExplainMemory(parameters.status(), config);
-  spdlog::info("loaded in {:.1f} s: backend {}, {} thread(s), weights {}", absl::ToDoubleSeconds(absl::Now() - begin),
-               model.backend->name(), model.backend->threads(), config.weights);
+  spdlog::info("loaded in {:.1f} s: backend {}, {} thread(s), weights {}",
+               absl::ToDoubleSeconds(absl::Now() - begin), model.backend->name(),
+               model.backend->threads(), config.weights);
   return parameters;
 }
 
-absl::StatusOr<std::unique_ptr<Transformer>> MakeTransformer(const WorkerConfig& config, OpenedModel& model, ModelParameters parameters,
+absl::StatusOr<std::unique_ptr<Transformer>> MakeTransformer(const WorkerConfig& config,
+                                                             OpenedModel& model,
+                                                             ModelParameters parameters,
                                                              Group& group) {
   const Shard shard{.rank = config.rank, .world_size = config.world_size};
   auto blocks = AgreeOnKvBlocks(config, model, group);
   if (!blocks.ok()) return ExplainMemory(blocks.status(), config);
-  auto transformer = Transformer::Create(model.config, shard, std::move(parameters), model.bounds, *blocks, *model.backend,
-                                         group.data());
+  auto transformer = Transformer::Create(model.config, shard, std::move(parameters), model.bounds,
+                                         *blocks, *model.backend, group.data());
   if (!transformer.ok()) return ExplainMemory(transformer.status(), config);
   spdlog::info("KV cache of {} tokens", int64_t{*blocks} * kKvBlockTokens);
   return transformer;
 }
 
 // Serves until a signal has drained the engine, or until the group is lost.
-absl::Status ServeRoot(const WorkerConfig& config, OpenedModel& model, Edge& edge, Transformer& transformer,
-                       StepBroadcast& broadcast, Watchdog& watchdog, WorkerMetrics& metrics, TerminationSignals& signals) {
+absl::Status ServeRoot(const WorkerConfig& config, OpenedModel& model, Edge& edge,
+                       Transformer& transformer, StepBroadcast& broadcast, Watchdog& watchdog,
+                       WorkerMetrics& metrics, TerminationSignals& signals) {
   GroupExecutor executor(broadcast, transformer, watchdog);
   EngineOptions options;
   options.heartbeat_interval = config.heartbeat_interval;
@@ -235,13 +254,15 @@ absl::Status ServeRoot(const WorkerConfig& config, OpenedModel& model, Edge& edg
                        .max_logit_rows_per_step = model.bounds.logit_rows,
                        .max_waiting = config.max_waiting,
                        .prefix_cache = config.prefix_cache};
-  Engine engine(options, *model.backend, executor, [&](const StepRecord& record) { metrics.ObserveStep(record); });
+  Engine engine(options, *model.backend, executor,
+                [&](const StepRecord& record) { metrics.ObserveStep(record); });
   metrics.SetSnapshotSource([&engine] { return engine.snapshot(); });
   signals.Handle([&] {
     spdlog::info("draining for at most {}", absl::FormatDuration(config.drain_timeout));
     edge.SetReady(false);
     edge.worker->Drain();
-    if (!engine.WaitIdle(absl::Now() + config.drain_timeout)) spdlog::warn("the drain timeout ended running sequences");
+    if (!engine.WaitIdle(absl::Now() + config.drain_timeout))
+      spdlog::warn("the drain timeout ended running sequences");
     engine.Stop();
   });
   edge.worker->Attach(&engine);
@@ -250,11 +271,13 @@ absl::Status ServeRoot(const WorkerConfig& config, OpenedModel& model, Edge& edg
   const absl::Status status = engine.Run();
   metrics.SetSnapshotSource(nullptr);
   edge.server->Shutdown(absl::ToChronoTime(absl::Now() + absl::Seconds(1)));
-  if (!status.ok()) return absl::Status(status.code(), absl::StrCat("the group is lost: ", status.message()));
+  if (!status.ok())
+    return absl::Status(status.code(), absl::StrCat("the group is lost: ", status.message()));
   return broadcast.SendShutdown();
 }
 
-absl::Status ServePeer(Transformer& transformer, StepBroadcast& broadcast, Watchdog& watchdog, TerminationSignals& signals) {
+absl::Status ServePeer(Transformer& transformer, StepBroadcast& broadcast, Watchdog& watchdog,
+                       TerminationSignals& signals) {
   signals.Handle([] { spdlog::info("waiting for rank 0 to end the group"); });
   spdlog::info("ready");
   const absl::Status status = RunPeer(broadcast, transformer, watchdog);
@@ -269,11 +292,12 @@ absl::Status RunWorker(const WorkerConfig& config) {
   auto model = OpenModel(config);
   if (!model.ok()) return ExplainMemory(model.status(), config);
 
-  WorkerMetrics metrics({.model = std::filesystem::path(config.model).lexically_normal().filename().string(),
-                         .numerics_fingerprint = model->fingerprint,
-                         .backend = std::string(model->backend->name()),
-                         .quantization = config.weights,
-                         .tensor_parallel = config.world_size});
+  WorkerMetrics metrics(
+      {.model = std::filesystem::path(config.model).lexically_normal().filename().string(),
+       .numerics_fingerprint = model->fingerprint,
+       .backend = std::string(model->backend->name()),
+       .quantization = config.weights,
+       .tensor_parallel = config.world_size});
   std::unique_ptr<WorkerMetrics::Server> metrics_server;
   if (!config.metrics.empty()) {
     auto server = WorkerMetrics::Server::Start(config.metrics, metrics);

@@ -7,9 +7,9 @@
 
 namespace marcoro {
 
-// Construct before any other thread starts: they inherit the blocked signals. Until Handle is called a signal ends the process
-// with exit code 0; from then on the first one calls the handler, on a thread of its own, and a second one ends the process with
-// exit code 1.
+// Construct before any other thread starts: they inherit the blocked signals. Until Handle is
+// called a signal ends the process with exit code 0; from then on the first one calls the handler,
+// on a thread of its own, and a second one ends the process with exit code 1.
 class TerminationSignals {
  public:
   TerminationSignals();

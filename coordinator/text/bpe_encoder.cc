@@ -16,7 +16,8 @@ size_t CharacterBytes(char first) {
 
 }  // namespace
 
-// A stretch of the text between two neighbours; empty once it has been joined to the one on its left.
+// A stretch of the text between two neighbours; empty once it has been joined to the one on its
+// left.
 struct BpeEncoder::Symbol {
   std::string_view text;
   int32_t previous = -1;
@@ -48,7 +49,8 @@ class BpeEncoder::Run {
       symbol.next = text.empty() ? -1 : static_cast<int32_t>(symbols_.size()) + 1;
       symbols_.push_back(symbol);
     }
-    for (int32_t right = 1; right < static_cast<int32_t>(symbols_.size()); ++right) Consider(right - 1, right);
+    for (int32_t right = 1; right < static_cast<int32_t>(symbols_.size()); ++right)
+      Consider(right - 1, right);
     while (!agenda_.empty()) {
       const Merge merge = agenda_.top();
       agenda_.pop();
@@ -81,7 +83,9 @@ class BpeEncoder::Run {
   void Join(const Merge& merge) {
     Symbol& left = symbols_[merge.left];
     Symbol& right = symbols_[merge.right];
-    if (left.text.empty() || right.text.empty() || left.text.size() + right.text.size() != merge.bytes) return;
+    if (left.text.empty() || right.text.empty() ||
+        left.text.size() + right.text.size() != merge.bytes)
+      return;
     left.text = std::string_view(left.text.data(), merge.bytes);
     left.next = right.next;
     if (right.next >= 0) symbols_[right.next].previous = merge.left;
@@ -138,10 +142,12 @@ void BpeEncoder::Encode(std::string_view text, std::vector<int32_t>* ids) const 
   }
 }
 
-void BpeEncoder::Emit(std::string_view symbol, const Run& run, bool* after_unknown, std::vector<int32_t>* ids) const {
+void BpeEncoder::Emit(std::string_view symbol, const Run& run, bool* after_unknown,
+                      std::vector<int32_t>* ids) const {
   const auto found = mergeable_.find(symbol);
   if (found != mergeable_.end()) {
-    const auto* origin = file_.pieces[found->second].type == PieceType::kUnused ? run.Origin(symbol) : nullptr;
+    const auto* origin =
+        file_.pieces[found->second].type == PieceType::kUnused ? run.Origin(symbol) : nullptr;
     if (origin == nullptr) {
       ids->push_back(found->second);
       *after_unknown = false;

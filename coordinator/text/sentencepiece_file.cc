@@ -88,7 +88,8 @@ absl::Status ParseTrainer(absl::string_view input, SentencePieceFile* file, uint
     if (!ReadField(&input, &field)) return Malformed();
     if (field.number == 3) *algorithm = field.value;
     if (field.number == 24 && field.value != 0) {
-      return absl::InvalidArgumentError("it writes spaces behind words (treat_whitespace_as_suffix), which is not supported");
+      return absl::InvalidArgumentError(
+          "it writes spaces behind words (treat_whitespace_as_suffix), which is not supported");
     }
     if (field.number == 35) file->byte_fallback = field.value != 0;
   }
@@ -109,8 +110,8 @@ absl::Status ParseNormalizer(absl::string_view input, SentencePieceFile* file) {
     if (field.number == 5) file->escape_whitespaces = field.value != 0;
   }
   if (!rewrites) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("its normalizer '", name, "' rewrites characters, which is not supported (identity is)"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "its normalizer '", name, "' rewrites characters, which is not supported (identity is)"));
 }
 
 }  // namespace
@@ -129,7 +130,8 @@ absl::StatusOr<SentencePieceFile> ParseSentencePieceFile(absl::string_view bytes
     if (!status.ok()) return status;
   }
   if (file.pieces.empty()) return Malformed();
-  if (algorithm != kBpe) return absl::InvalidArgumentError("its algorithm is not BPE, which alone is supported");
+  if (algorithm != kBpe)
+    return absl::InvalidArgumentError("its algorithm is not BPE, which alone is supported");
   return file;
 }
 

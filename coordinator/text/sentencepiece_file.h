@@ -1,8 +1,9 @@
-// The tokenizer.model format: a ModelProto of sentencepiece (google/sentencepiece, sentencepiece_model.proto).
+// The tokenizer.model format: a ModelProto of sentencepiece (google/sentencepiece,
+// sentencepiece_model.proto).
 //
-// Read here, field by field, and not by the sentencepiece library: the library that distributions ship exports a second,
-// older protobuf-lite, whose symbols displace those of the protobuf that gRPC uses, in the same process. The tests, which need no
-// gRPC, compare with the library.
+// Read here, field by field, and not by the sentencepiece library: the library that distributions
+// ship exports a second, older protobuf-lite, whose symbols displace those of the protobuf that
+// gRPC uses, in the same process. The tests, which need no gRPC, compare with the library.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +37,9 @@ struct SentencePieceFile {
   bool escape_whitespaces = true;
 };
 
-// INVALID_ARGUMENT if the bytes are no such model, or one that this project does not serve: another algorithm than BPE, a
-// normalizer that rewrites characters (Mistral's and LLaMA's do not), spaces behind words.
+// INVALID_ARGUMENT if the bytes are no such model, or one that this project does not serve: another
+// algorithm than BPE, a normalizer that rewrites characters (Mistral's and LLaMA's do not), spaces
+// behind words.
 absl::StatusOr<SentencePieceFile> ParseSentencePieceFile(absl::string_view bytes);
 
 }  // namespace marcoro

@@ -26,14 +26,17 @@ std::string CheckPieces(const SentencePieceFile& file) {
   int bytes = 0;
   for (const SentencePieceFile::Piece& piece : file.pieces) {
     if (piece.text.empty()) return "it has an empty piece";
-    if (!seen.emplace(piece.text, 0).second) return absl::StrCat("it has the piece '", piece.text, "' twice");
+    if (!seen.emplace(piece.text, 0).second)
+      return absl::StrCat("it has the piece '", piece.text, "' twice");
     unknown += piece.type == PieceType::kUnknown ? 1 : 0;
     if (piece.type != PieceType::kByte) continue;
-    if (!IsBytePiece(piece.text)) return absl::StrCat("its byte piece '", piece.text, "' is not of the form <0xNN>");
+    if (!IsBytePiece(piece.text))
+      return absl::StrCat("its byte piece '", piece.text, "' is not of the form <0xNN>");
     ++bytes;
   }
   if (unknown != 1) return absl::StrCat("it has ", unknown, " unknown pieces, not one");
-  if (file.byte_fallback && bytes != 256) return absl::StrCat("it has ", bytes, " byte pieces, not 256");
+  if (file.byte_fallback && bytes != 256)
+    return absl::StrCat("it has ", bytes, " byte pieces, not 256");
   return "";
 }
 
@@ -41,8 +44,11 @@ std::string CheckPieces(const SentencePieceFile& file) {
 
 struct SentencePieceModel::Parts {
   Parts(SentencePieceFile file_in, bool add_dummy_prefix_in)
-      : file(std::move(file_in)), add_dummy_prefix(add_dummy_prefix_in && file.add_dummy_prefix), encoder(file) {
-    for (size_t id = 0; id < file.pieces.size(); ++id) ids.emplace(file.pieces[id].text, static_cast<int32_t>(id));
+      : file(std::move(file_in)),
+        add_dummy_prefix(add_dummy_prefix_in && file.add_dummy_prefix),
+        encoder(file) {
+    for (size_t id = 0; id < file.pieces.size(); ++id)
+      ids.emplace(file.pieces[id].text, static_cast<int32_t>(id));
   }
 
   const SentencePieceFile file;
@@ -61,10 +67,13 @@ std::unique_ptr<SentencePieceModel> SentencePieceModel::Parse(std::string_view b
   auto file = ParseSentencePieceFile({bytes.data(), bytes.size()});
   *error = file.ok() ? CheckPieces(*file) : std::string(file.status().message());
   if (!error->empty()) return nullptr;
-  return std::unique_ptr<SentencePieceModel>(new SentencePieceModel(std::make_unique<Parts>(*std::move(file), add_dummy_prefix)));
+  return std::unique_ptr<SentencePieceModel>(
+      new SentencePieceModel(std::make_unique<Parts>(*std::move(file), add_dummy_prefix)));
 }
 
-int32_t SentencePieceModel::size() const { return static_cast<int32_t>(parts_->file.pieces.size()); }
+int32_t SentencePieceModel::size() const {
+  return static_cast<int32_t>(parts_->file.pieces.size());
+}
 
 std::string SentencePieceModel::Bytes(int32_t id) const {
   const SentencePieceFile::Piece& piece = parts_->file.pieces[id];
@@ -103,7 +112,8 @@ LeadingSpace SentencePieceModel::leading_space() const {
 }
 
 std::string SentencePieceModel::Spell(std::string_view text) const {
-  const std::string_view space = parts_->file.escape_whitespaces ? kSpaceSymbol : std::string_view(" ");
+  const std::string_view space =
+      parts_->file.escape_whitespaces ? kSpaceSymbol : std::string_view(" ");
   std::string spelled;
   if (parts_->add_dummy_prefix) spelled += space;
   const size_t prefix = spelled.size();
@@ -119,7 +129,8 @@ std::string SentencePieceModel::Spell(std::string_view text) const {
     }
   }
   if (spelled.size() == prefix) return "";
-  if (parts_->file.remove_extra_whitespaces && after_space) spelled.erase(spelled.size() - space.size());
+  if (parts_->file.remove_extra_whitespaces && after_space)
+    spelled.erase(spelled.size() - space.size());
   return spelled;
 }
 

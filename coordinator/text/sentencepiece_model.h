@@ -1,5 +1,5 @@
-// A sentencepiece BPE model: its pieces, and text to pieces. Standard types only, so that the tests can compare with the
-// sentencepiece library, whose header brings an absl::string_view of its own.
+// A sentencepiece BPE model: its pieces, and text to pieces. Standard types only, so that the tests
+// can compare with the sentencepiece library, whose header brings an absl::string_view of its own.
 #pragma once
 
 #include <cstdint>

@@ -10,8 +10,9 @@
 
 namespace marcoro {
 
-// Starts arguments[0] with the arguments. The child gets its own process group, so that a terminal's Ctrl-C reaches only its
-// parent; /dev/null as standard input; and SIGKILL from the kernel when the calling thread ends, however that happens.
+// Starts arguments[0] with the arguments. The child gets its own process group, so that a
+// terminal's Ctrl-C reaches only its parent; /dev/null as standard input; and SIGKILL from the
+// kernel when the calling thread ends, however that happens.
 absl::StatusOr<pid_t> StartProcess(const std::vector<std::string>& arguments);
 
 // "exited with code 3" or "was killed by signal 9", from waitpid's status.

@@ -6,7 +6,8 @@
 
 namespace marcoro {
 
-// Each takes the arguments after its name and returns the exit code: 0, 1 for a failure, 2 for wrong usage.
+// Each takes the arguments after its name and returns the exit code: 0, 1 for a failure, 2 for
+// wrong usage.
 int ServeCommand(const std::vector<std::string>& arguments);
 int GenerateCommand(const std::vector<std::string>& arguments);
 int ChatCommand(const std::vector<std::string>& arguments);

@@ -26,7 +26,8 @@ constexpr Command kCommands[] = {
 
 void PrintUsage(FILE* file) {
   std::fputs("usage: marcoro COMMAND [flags]; marcoro COMMAND --help tells more\n\n", file);
-  for (const Command& command : kCommands) std::fprintf(file, "  %-10s %s\n", command.name, command.summary);
+  for (const Command& command : kCommands)
+    std::fprintf(file, "  %-10s %s\n", command.name, command.summary);
 }
 
 }  // namespace

@@ -11,8 +11,9 @@ namespace marcoro {
 
 class RestartPolicy {
  public:
-  // A part that failed before it was ever ready fails again: its input is wrong. One that was ready is started again, after
-  // 0.2 s, doubling to 5 s with every failure within a minute; five of them without getting ready in between end it.
+  // A part that failed before it was ever ready fails again: its input is wrong. One that was ready
+  // is started again, after 0.2 s, doubling to 5 s with every failure within a minute; five of them
+  // without getting ready in between end it.
   static constexpr int kMostFailures = 5;
   static constexpr absl::Duration kWindow = absl::Minutes(1);
   static constexpr absl::Duration kFirstDelay = absl::Milliseconds(200);

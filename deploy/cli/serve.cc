@@ -36,8 +36,9 @@ std::shared_ptr<grpc::Channel> Channel(const std::string& address) {
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
-// gRPC looks after a connection only while somebody waits for it: a call that fails at once, because nobody listens yet, would
-// leave the next attempt to a poller that comes by every five seconds.
+// gRPC looks after a connection only while somebody waits for it: a call that fails at once,
+// because nobody listens yet, would leave the next attempt to a poller that comes by every five
+// seconds.
 bool IsConnected(grpc::Channel* channel) {
   return channel->WaitForConnected(absl::ToChronoTime(absl::Now() + kConnectTimeout));
 }
@@ -49,7 +50,8 @@ bool CoordinatorIsReady(const std::shared_ptr<grpc::Channel>& channel) {
   grpc::health::v1::HealthCheckRequest request;
   request.set_service("marcoro.v1.InferenceService");
   grpc::health::v1::HealthCheckResponse response;
-  const grpc::Status status = grpc::health::v1::Health::NewStub(channel)->Check(&context, request, &response);
+  const grpc::Status status =
+      grpc::health::v1::Health::NewStub(channel)->Check(&context, request, &response);
   return status.ok() && response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
 }
 
@@ -59,7 +61,8 @@ bool WorkerIsReady(const std::shared_ptr<grpc::Channel>& channel) {
   SetDeadline(&context);
   const auto stream = worker::v1::WorkerService::NewStub(channel)->Connect(&context);
   worker::v1::ConnectResponse response;
-  const bool ready = stream->Read(&response) && response.status().state() == worker::v1::WORKER_STATE_READY;
+  const bool ready =
+      stream->Read(&response) && response.status().state() == worker::v1::WORKER_STATE_READY;
   context.TryCancel();
   stream->Finish();
   return ready;
@@ -71,14 +74,16 @@ std::vector<Unit> MakeUnits(const ServeConfig& config, const ServeAddresses& add
   const int processors = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
   const std::string programs = std::filesystem::read_symlink("/proc/self/exe").parent_path();
   std::vector<Unit> units;
-  units.push_back({.name = "coordinator",
-                   .processes = {CoordinatorArguments(config, addresses, programs)},
-                   .ready = [channel = Channel(config.listen)] { return CoordinatorIsReady(channel); }});
+  units.push_back(
+      {.name = "coordinator",
+       .processes = {CoordinatorArguments(config, addresses, programs)},
+       .ready = [channel = Channel(config.listen)] { return CoordinatorIsReady(channel); }});
   for (int replica = 0; replica < config.replicas; ++replica) {
     Unit unit;
     unit.name = absl::StrCat("replica ", replica);
     for (int rank = 0; rank < config.tp; ++rank) {
-      unit.processes.push_back(WorkerArguments(config, addresses, replica, rank, processors, programs));
+      unit.processes.push_back(
+          WorkerArguments(config, addresses, replica, rank, processors, programs));
     }
     unit.ready = [channel = Channel(addresses.workers[replica])] { return WorkerIsReady(channel); };
     units.push_back(std::move(unit));
@@ -90,11 +95,12 @@ absl::Status Serve(const ServeConfig& config) {
   auto addresses = ChooseAddresses(config);
   if (!addresses.ok()) return addresses.status();
   Supervisor::BlockSignals();  // before MakeUnits, which starts gRPC's threads
-  Supervisor supervisor(MakeUnits(config, *addresses), {.drain_timeout = config.drain_timeout, .on_ready = [&] {
-                          std::printf("ready: grpc on %s, metrics on %s\n", config.listen.c_str(),
-                                      config.metrics.empty() ? "none" : config.metrics.c_str());
-                          std::fflush(stdout);
-                        }});
+  Supervisor supervisor(MakeUnits(config, *addresses),
+                        {.drain_timeout = config.drain_timeout, .on_ready = [&] {
+                           std::printf("ready: grpc on %s, metrics on %s\n", config.listen.c_str(),
+                                       config.metrics.empty() ? "none" : config.metrics.c_str());
+                           std::fflush(stdout);
+                         }});
   return supervisor.Run();
 }
 

@@ -26,9 +26,11 @@ struct ServeConfig {
 
 FlagTable ServeFlags(ServeConfig* config);
 
-// Flags that serve does not know go to the workers, to the coordinator, or to both, whoever knows them, and are checked as they
-// would check them. INVALID_ARGUMENT otherwise. `parsed` tells of --help and the like.
-absl::StatusOr<ServeConfig> ParseServe(const std::vector<std::string>& arguments, FlagTable::Parsed* parsed);
+// Flags that serve does not know go to the workers, to the coordinator, or to both, whoever knows
+// them, and are checked as they would check them. INVALID_ARGUMENT otherwise. `parsed` tells of
+// --help and the like.
+absl::StatusOr<ServeConfig> ParseServe(const std::vector<std::string>& arguments,
+                                       FlagTable::Parsed* parsed);
 
 // Where the parts of a server listen.
 struct ServeAddresses {
@@ -36,14 +38,16 @@ struct ServeAddresses {
   std::vector<std::string> worker_metrics;  // of each replica; empty without metrics
 };
 
-// One address on the loopback interface for each replica, on ports that are free now; metrics on the ports after the
-// coordinator's.
+// One address on the loopback interface for each replica, on ports that are free now; metrics on
+// the ports after the coordinator's.
 absl::StatusOr<ServeAddresses> ChooseAddresses(const ServeConfig& config);
 
 // Program and arguments of a process.
-std::vector<std::string> WorkerArguments(const ServeConfig& config, const ServeAddresses& addresses, int replica, int rank,
-                                         int processors, const std::string& programs);
-std::vector<std::string> CoordinatorArguments(const ServeConfig& config, const ServeAddresses& addresses,
+std::vector<std::string> WorkerArguments(const ServeConfig& config, const ServeAddresses& addresses,
+                                         int replica, int rank, int processors,
+                                         const std::string& programs);
+std::vector<std::string> CoordinatorArguments(const ServeConfig& config,
+                                              const ServeAddresses& addresses,
                                               const std::string& programs);
 
 }  // namespace marcoro

@@ -36,7 +36,8 @@ void Supervisor::BlockSignals() {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 }
 
-Supervisor::Supervisor(std::vector<Unit> units, SupervisorOptions options) : options_(std::move(options)) {
+Supervisor::Supervisor(std::vector<Unit> units, SupervisorOptions options)
+    : options_(std::move(options)) {
   for (Unit& unit : units) {
     units_.emplace_back();
     units_.back().pids.resize(unit.processes.size(), 0);
@@ -110,7 +111,8 @@ void Supervisor::OnExit(pid_t pid, int status) {
 void Supervisor::OnUnitGone(Running* running) {
   const std::optional<absl::Duration> delay = running->policy.Failed(absl::Now());
   if (!delay.has_value()) {
-    failure_ = absl::AbortedError(absl::StrCat(running->unit.name, " cannot be kept running; its last words are above"));
+    failure_ = absl::AbortedError(
+        absl::StrCat(running->unit.name, " cannot be kept running; its last words are above"));
     return;
   }
   spdlog::info("{}: starting again in {}", running->unit.name, absl::FormatDuration(*delay));
@@ -145,7 +147,8 @@ void Supervisor::Signal(const Running& running, int signal) {
 }
 
 bool Supervisor::AnyAlive() const {
-  return std::any_of(units_.begin(), units_.end(), [](const Running& running) { return running.alive(); });
+  return std::any_of(units_.begin(), units_.end(),
+                     [](const Running& running) { return running.alive(); });
 }
 
 void Supervisor::StopAll() {

@@ -13,11 +13,13 @@
 
 namespace marcoro {
 
-// Processes that are useless without each other: a coordinator, or the ranks of one tensor-parallel group.
+// Processes that are useless without each other: a coordinator, or the ranks of one tensor-parallel
+// group.
 struct Unit {
   std::string name;                                 // for log lines: "coordinator", "replica 0"
   std::vector<std::vector<std::string>> processes;  // program and arguments of each
-  std::function<bool()> ready;                      // asked a few times a second while the unit is not known to be ready; short
+  std::function<bool()>
+      ready;  // asked a few times a second while the unit is not known to be ready; short
 };
 
 struct SupervisorOptions {
@@ -29,15 +31,16 @@ struct SupervisorOptions {
 // Owns the child processes. One thread: the one that constructs it and calls Run.
 class Supervisor {
  public:
-  // Blocks SIGTERM, SIGINT and SIGCHLD, which Run waits for, in this thread and those it starts from now on. Call it before any
-  // other thread starts, gRPC's included: a thread without it would take the signal, and end the process without a drain.
+  // Blocks SIGTERM, SIGINT and SIGCHLD, which Run waits for, in this thread and those it starts
+  // from now on. Call it before any other thread starts, gRPC's included: a thread without it would
+  // take the signal, and end the process without a drain.
   static void BlockSignals();
 
   // The first unit is drained before the others are told to stop. Signals are blocked.
   Supervisor(std::vector<Unit> units, SupervisorOptions options);
 
-  // Starts everything, starts again what dies, and returns when all processes are gone: OK after SIGTERM or SIGINT, otherwise
-  // which unit was given up and why.
+  // Starts everything, starts again what dies, and returns when all processes are gone: OK after
+  // SIGTERM or SIGINT, otherwise which unit was given up and why.
   absl::Status Run();
 
  private:
@@ -63,7 +66,8 @@ class Supervisor {
   void Signal(const Running& running, int signal);
   bool AnyAlive() const;
   void StopAll();
-  // Waits until the unit (or, if null, every unit) is gone; kills what is left at the deadline or at a second signal.
+  // Waits until the unit (or, if null, every unit) is gone; kills what is left at the deadline or
+  // at a second signal.
   void AwaitGone(const Running* running, absl::Time deadline);
   void KillAll();
 

@@ -24,11 +24,14 @@ EndError ErrorOf(const absl::Status& status) {
 
 OutputLogprob ToOutput(TokenLogprob logprob) { return {logprob.logprob, std::move(logprob.top)}; }
 
-bool Contains(const std::vector<TokenId>& ids, TokenId id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+bool Contains(const std::vector<TokenId>& ids, TokenId id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
 
 }  // namespace
 
-Engine::Engine(const EngineOptions& options, Backend& backend, StepExecutor& executor, StepObserver observer)
+Engine::Engine(const EngineOptions& options, Backend& backend, StepExecutor& executor,
+               StepObserver observer)
     : options_(options),
       backend_(backend),
       executor_(executor),
@@ -38,8 +41,10 @@ Engine::Engine(const EngineOptions& options, Backend& backend, StepExecutor& exe
 }
 
 void Engine::Submit(EngineRequest request) {
-  // Bounded by the scheduler's queue: what it could not hold is refused here, before it costs memory.
-  const size_t bound = static_cast<size_t>(options_.scheduler.max_waiting) + options_.scheduler.max_sequences_per_step;
+  // Bounded by the scheduler's queue: what it could not hold is refused here, before it costs
+  // memory.
+  const size_t bound = static_cast<size_t>(options_.scheduler.max_waiting) +
+                       options_.scheduler.max_sequences_per_step;
   EndError refusal = EndError::kNone;
   {
     absl::MutexLock lock(&mutex_);
@@ -57,7 +62,8 @@ void Engine::Submit(EngineRequest request) {
   output.client_id = request.client_id;
   output.end = EndReason::kError;
   output.error = refusal;
-  output.detail = refusal == EndError::kDraining ? "the worker is draining" : "too many requests wait";
+  output.detail =
+      refusal == EndError::kDraining ? "the worker is draining" : "too many requests wait";
   request.sink->Deliver({std::move(output)});
 }
 
@@ -124,15 +130,18 @@ bool Engine::ProcessInbox() {
 
 void Engine::Admit(Submission submission) {
   const EngineRequest& request = submission.request;
-  const auto key = std::make_pair(static_cast<const OutputSink*>(request.sink.get()), request.client_id);
-  if (by_client_.contains(key)) return Refuse(request, EndError::kInvalid, "the sequence id is in use");
+  const auto key =
+      std::make_pair(static_cast<const OutputSink*>(request.sink.get()), request.client_id);
+  if (by_client_.contains(key))
+    return Refuse(request, EndError::kInvalid, "the sequence id is in use");
   NewSequence sequence;
   sequence.id = next_id_;
   sequence.prompt_ids = request.prompt;
   sequence.generated_ids = request.generated;
   sequence.max_tokens = request.max_tokens;
   sequence.priority = request.priority;
-  if (request.queue_timeout.has_value()) sequence.deadline = submission.arrival + *request.queue_timeout;
+  if (request.queue_timeout.has_value())
+    sequence.deadline = submission.arrival + *request.queue_timeout;
   sequence.cache_salt = request.cache_salt;
   sequence.wants_prompt_logits = request.prompt_logprobs >= 0;
   if (absl::Status status = scheduler_.Add(std::move(sequence)); !status.ok()) {
@@ -141,7 +150,8 @@ void Engine::Admit(Submission submission) {
   Live live;
   live.arrival = submission.arrival;
   live.generated = static_cast<int32_t>(request.generated.size());
-  live.sampler = std::make_unique<SequenceSampler>(request.sampling, request.prompt, request.generated);
+  live.sampler =
+      std::make_unique<SequenceSampler>(request.sampling, request.prompt, request.generated);
   live.request = std::move(submission.request);
   by_client_.emplace(key, next_id_);
   live_.emplace(next_id_, std::move(live));
@@ -154,7 +164,8 @@ void Engine::Remove(const Cancellation& cancellation) {
     for (const auto& [id, live] : live_) {
       if (live.request.sink.get() == cancellation.sink) ids.push_back(id);
     }
-  } else if (const auto it = by_client_.find({cancellation.sink, cancellation.client_id}); it != by_client_.end()) {
+  } else if (const auto it = by_client_.find({cancellation.sink, cancellation.client_id});
+             it != by_client_.end()) {
     ids.push_back(it->second);
   }
   for (const SequenceId id : ids) {
@@ -235,14 +246,17 @@ void Engine::SampleStep(const StepPlan& plan, const Tensor& logits) {
     const SequenceStep& step = plan.sequences[i];
     if (step.logit_rows == 0) return;
     SampleEntry(step, scheduler_.outputs()[i], logits.Rows(row_begins_[i], step.logit_rows),
-                absl::MakeConstSpan(summaries_).subspan(row_begins_[i], step.logit_rows), &sampled_[i]);
+                absl::MakeConstSpan(summaries_).subspan(row_begins_[i], step.logit_rows),
+                &sampled_[i]);
   });
 }
 
 void Engine::SampleEntry(const SequenceStep& step, const StepOutput& output, const Tensor& logits,
                          absl::Span<const LogitSummary> summaries, Sampled* sampled) {
   Live& live = live_.find(step.id)->second;
-  const auto row = [&](int64_t index) { return absl::MakeConstSpan(logits.Row<float>(index), logits.columns); };
+  const auto row = [&](int64_t index) {
+    return absl::MakeConstSpan(logits.Row<float>(index), logits.columns);
+  };
   for (const LogitSummary& summary : summaries) {
     if (summary.has_nan) {
       sampled->error = EndError::kNotANumber;
@@ -253,8 +267,8 @@ void Engine::SampleEntry(const SequenceStep& step, const StepOutput& output, con
   thread_local SamplingScratch scratch;  // memory only
   for (int32_t i = 0; i < output.prompt_rows; ++i) {
     const TokenId token = live.request.prompt[output.prompt_token + i];
-    sampled->prompt_logprobs.push_back(
-        ToOutput(LogprobOf(row(i), summaries[i], token, live.request.prompt_logprobs, &scratch.candidates)));
+    sampled->prompt_logprobs.push_back(ToOutput(
+        LogprobOf(row(i), summaries[i], token, live.request.prompt_logprobs, &scratch.candidates)));
   }
   if (!output.samples) return;
   const int64_t last = logits.rows - 1;
@@ -268,29 +282,33 @@ void Engine::SampleEntry(const SequenceStep& step, const StepOutput& output, con
 }
 
 // Tells the sink what the step brought to one sequence, and ends the sequence if that was its end.
-void Engine::EmitEntry(const SequenceStep& step, const StepOutput& output, absl::Time begin, Sampled& sampled,
-                       StepRecord* record) {
+void Engine::EmitEntry(const SequenceStep& step, const StepOutput& output, absl::Time begin,
+                       Sampled& sampled, StepRecord* record) {
   const auto it = live_.find(step.id);
   MARCORO_CHECK(it != live_.end());
   Live& live = it->second;
   record->prompt_tokens += step.token_count - (output.samples && step.token_count == 1 ? 1 : 0);
-  if (sampled.error != EndError::kNone) return EndWithError(step.id, sampled.error, std::move(sampled.detail));
+  if (sampled.error != EndError::kNone)
+    return EndWithError(step.id, sampled.error, std::move(sampled.detail));
 
   SequenceOutput result;
   result.client_id = live.request.client_id;
   if (output.begins) {
     result.queue_time = begin - live.arrival;
     result.cached_tokens = output.cached_tokens;
-    if (live.request.prompt_logprobs >= 0) result.prompt_logprobs.emplace_back();  // nothing predicts the first token
+    if (live.request.prompt_logprobs >= 0)
+      result.prompt_logprobs.emplace_back();  // nothing predicts the first token
   }
-  std::move(sampled.prompt_logprobs.begin(), sampled.prompt_logprobs.end(), std::back_inserter(result.prompt_logprobs));
+  std::move(sampled.prompt_logprobs.begin(), sampled.prompt_logprobs.end(),
+            std::back_inserter(result.prompt_logprobs));
   if (output.samples) {
     ++record->generated_tokens;
     AppendToken(live, sampled.result, &result);
   } else if (output.completes) {
     result.end = EndReason::kLength;
   }
-  if (!output.begins && result.tokens.empty() && result.prompt_logprobs.empty() && result.end == EndReason::kRunning) {
+  if (!output.begins && result.tokens.empty() && result.prompt_logprobs.empty() &&
+      result.end == EndReason::kRunning) {
     return;  // the middle of a prompt
   }
   if (result.end != EndReason::kRunning) {
@@ -306,7 +324,8 @@ void Engine::AppendToken(Live& live, SampleResult& sampled, SequenceOutput* resu
   live.sampler->Append(sampled.token);
   ++live.generated;
   result->tokens.push_back(sampled.token);
-  if (live.request.sampling.logprobs >= 0) result->logprobs.push_back(ToOutput(std::move(sampled.logprob)));
+  if (live.request.sampling.logprobs >= 0)
+    result->logprobs.push_back(ToOutput(std::move(sampled.logprob)));
   const int32_t context = options_.scheduler.context_length;
   const int64_t length = static_cast<int64_t>(live.request.prompt.size()) + live.generated;
   if (Contains(live.request.stop_token_ids, sampled.token)) {

@@ -1,5 +1,5 @@
-// The step loop of rank 0: schedule → execute → sample → emit. Owns all mutable serving state; everything else talks to it
-// through a bounded inbox and receives outputs through sinks.
+// The step loop of rank 0: schedule → execute → sample → emit. Owns all mutable serving state;
+// everything else talks to it through a bounded inbox and receives outputs through sinks.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ struct EngineOptions {
 // What one step did; for metrics.
 struct StepRecord {
   absl::Duration duration;
-  int32_t prompt_tokens = 0;     // computed, recomputation after preemption included
+  int32_t prompt_tokens = 0;  // computed, recomputation after preemption included
   int32_t generated_tokens = 0;
   int32_t sequences = 0;
 };
@@ -53,11 +53,14 @@ class Engine {
   using StepObserver = std::function<void(const StepRecord&)>;
 
   // backend and executor must outlive the engine. The observer runs on the engine's thread.
-  Engine(const EngineOptions& options, Backend& backend, StepExecutor& executor, StepObserver observer = nullptr);
+  Engine(const EngineOptions& options, Backend& backend, StepExecutor& executor,
+         StepObserver observer = nullptr);
 
-  // Takes a request. Whatever becomes of it, refusals included, is told to its sink, in order. Thread-safe, never blocks.
+  // Takes a request. Whatever becomes of it, refusals included, is told to its sink, in order.
+  // Thread-safe, never blocks.
   void Submit(EngineRequest request);
-  // Ends a request, or all of a sink's, without further outputs than those already under way. Thread-safe, never blocks.
+  // Ends a request, or all of a sink's, without further outputs than those already under way.
+  // Thread-safe, never blocks.
   void Cancel(const OutputSink* sink, uint64_t client_id);
   void CancelAll(const OutputSink* sink);
 
@@ -68,7 +71,8 @@ class Engine {
   // Makes Run return; what still runs ends with EndError::kDraining. Thread-safe.
   void Stop();
 
-  // Runs steps on the calling thread until Stop (OK) or until the executor fails (its status; the group is then lost).
+  // Runs steps on the calling thread until Stop (OK) or until the executor fails (its status; the
+  // group is then lost).
   absl::Status Run();
 
   EngineSnapshot snapshot() const;
@@ -107,8 +111,8 @@ class Engine {
   void SampleStep(const StepPlan& plan, const Tensor& logits);
   void SampleEntry(const SequenceStep& step, const StepOutput& output, const Tensor& logits,
                    absl::Span<const LogitSummary> summaries, Sampled* sampled);
-  void EmitEntry(const SequenceStep& step, const StepOutput& output, absl::Time begin, Sampled& sampled,
-                 StepRecord* record);
+  void EmitEntry(const SequenceStep& step, const StepOutput& output, absl::Time begin,
+                 Sampled& sampled, StepRecord* record);
   void AppendToken(Live& live, SampleResult& sampled, SequenceOutput* result);
   void EndWithError(SequenceId id, EndError error, std::string detail);
   void Refuse(const EngineRequest& request, EndError error, std::string detail);

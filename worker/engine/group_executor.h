@@ -1,4 +1,5 @@
-// Both ends of a step in a tensor-parallel group: rank 0 sends the plan and executes it, peers receive and execute.
+// Both ends of a step in a tensor-parallel group: rank 0 sends the plan and executes it, peers
+// receive and execute.
 #pragma once
 
 #include "absl/status/status.h"
@@ -10,7 +11,8 @@
 
 namespace marcoro {
 
-// Rank 0. The watchdog ends the process if a step hangs; a group of one needs no broadcast and no watchdog, but has them.
+// Rank 0. The watchdog ends the process if a step hangs; a group of one needs no broadcast and no
+// watchdog, but has them.
 class GroupExecutor final : public StepExecutor {
  public:
   // All of them outlive the executor.

@@ -27,16 +27,18 @@ class OutputSink {
 
 struct EngineRequest {
   std::shared_ptr<OutputSink> sink;
-  uint64_t client_id = 0;           // the sink's own name for the request, unique within the sink
-  std::vector<TokenId> prompt;      // at least one token
-  std::vector<TokenId> generated;   // tokens generated elsewhere before; the request goes on after them
-  SamplingParams sampling;          // min_tokens and end_token_ids included
-  int32_t max_tokens = 0;           // generated tokens, those in `generated` included; 0: prompt log-probabilities only
+  uint64_t client_id = 0;       // the sink's own name for the request, unique within the sink
+  std::vector<TokenId> prompt;  // at least one token
+  std::vector<TokenId>
+      generated;            // tokens generated elsewhere before; the request goes on after them
+  SamplingParams sampling;  // min_tokens and end_token_ids included
+  int32_t max_tokens =
+      0;  // generated tokens, those in `generated` included; 0: prompt log-probabilities only
   std::vector<TokenId> stop_token_ids;
   int32_t priority = 0;
   std::optional<absl::Duration> queue_timeout;  // dropped if prefill has not begun by then
   uint64_t cache_salt = 0;
-  int32_t prompt_logprobs = -1;     // alternatives to report with each prompt token; -1: none
+  int32_t prompt_logprobs = -1;  // alternatives to report with each prompt token; -1: none
 };
 
 enum class EndReason { kRunning, kStopToken, kLength, kError };
@@ -55,7 +57,7 @@ struct SequenceOutput {
   std::vector<OutputLogprob> prompt_logprobs;  // of the next prompt tokens, in order
   EndReason end = EndReason::kRunning;
   EndError error = EndError::kNone;
-  std::string detail;                          // of an error
+  std::string detail;  // of an error
   // In the first output of a request:
   std::optional<absl::Duration> queue_time;
   std::optional<int32_t> cached_tokens;

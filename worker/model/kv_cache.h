@@ -12,12 +12,14 @@ namespace marcoro {
 
 class KvCache {
  public:
-  // `blocks` blocks of 16 positions, each holding kv_heads heads of every layer. RESOURCE_EXHAUSTED if memory does not suffice.
-  static absl::StatusOr<KvCache> Create(Backend& backend, int32_t layers, int32_t kv_heads, int32_t head_dim,
-                                        int32_t blocks);
+  // `blocks` blocks of 16 positions, each holding kv_heads heads of every layer. RESOURCE_EXHAUSTED
+  // if memory does not suffice.
+  static absl::StatusOr<KvCache> Create(Backend& backend, int32_t layers, int32_t kv_heads,
+                                        int32_t head_dim, int32_t blocks);
 
   // Bytes of one block over all layers.
-  static size_t BlockBytes(const Backend& backend, int32_t layers, int32_t kv_heads, int32_t head_dim) {
+  static size_t BlockBytes(const Backend& backend, int32_t layers, int32_t kv_heads,
+                           int32_t head_dim) {
     return layers * backend.KvBlockBytes(kv_heads, head_dim);
   }
 

@@ -1,5 +1,5 @@
-// Linear layers cut over the ranks of a group. Each kind owns its way of being cut; see DESIGN's numerics contract for why the
-// bits do not depend on the number of ranks.
+// Linear layers cut over the ranks of a group. Each kind owns its way of being cut; see DESIGN's
+// numerics contract for why the bits do not depend on the number of ranks.
 #pragma once
 
 #include <vector>
@@ -10,28 +10,36 @@
 
 namespace marcoro {
 
-// Output rows are cut: every rank computes its own outputs from the whole input; nothing is exchanged.
-// x (T, K) act, weight (N / world_size, K), out (T, N / world_size) F32.
-void ColumnParallel(Backend& backend, const Tensor& x, const PackedWeight& weight, const Tensor& out);
+// Output rows are cut: every rank computes its own outputs from the whole input; nothing is
+// exchanged. x (T, K) act, weight (N / world_size, K), out (T, N / world_size) F32.
+void ColumnParallel(Backend& backend, const Tensor& x, const PackedWeight& weight,
+                    const Tensor& out);
 
-// Inputs are cut: every rank computes a partial sum over its own columns, as the lower levels of the segment tree; the
-// all-reduce is the top of that tree. x (T, K / world_size) act, weight (N, K / world_size), out (T, N) F32 dense.
-absl::Status RowParallel(Backend& backend, Communicator& communicator, const Tensor& x, const PackedWeight& weight,
-                         const Tensor& out);
+// Inputs are cut: every rank computes a partial sum over its own columns, as the lower levels of
+// the segment tree; the all-reduce is the top of that tree. x (T, K / world_size) act, weight (N, K
+// / world_size), out (T, N) F32 dense.
+absl::Status RowParallel(Backend& backend, Communicator& communicator, const Tensor& x,
+                         const PackedWeight& weight, const Tensor& out);
 
 // The output projection, cut over vocabulary rows and gathered on rank 0.
 class VocabularyParallel {
  public:
   // Room for up to max_rows rows. shard_rows is LogitShardRows().
-  static absl::StatusOr<VocabularyParallel> Create(Backend& backend, Communicator& communicator, int64_t vocabulary_size,
-                                                   int64_t shard_rows, int64_t max_rows);
+  static absl::StatusOr<VocabularyParallel> Create(Backend& backend, Communicator& communicator,
+                                                   int64_t vocabulary_size, int64_t shard_rows,
+                                                   int64_t max_rows);
 
-  // x (R, H) act → logits (R, V) F32 on rank 0, valid until the next call; an empty tensor elsewhere.
+  // x (R, H) act → logits (R, V) F32 on rank 0, valid until the next call; an empty tensor
+  // elsewhere.
   absl::StatusOr<Tensor> Apply(const Tensor& x, const PackedWeight& weight);
 
  private:
-  VocabularyParallel(Backend& backend, Communicator& communicator, int64_t vocabulary_size, int64_t shard_rows)
-      : backend_(&backend), communicator_(&communicator), vocabulary_size_(vocabulary_size), shard_rows_(shard_rows) {}
+  VocabularyParallel(Backend& backend, Communicator& communicator, int64_t vocabulary_size,
+                     int64_t shard_rows)
+      : backend_(&backend),
+        communicator_(&communicator),
+        vocabulary_size_(vocabulary_size),
+        shard_rows_(shard_rows) {}
 
   Backend* backend_;
   Communicator* communicator_;

@@ -9,8 +9,9 @@
 
 namespace marcoro {
 
-// Which part of the model a rank holds. Heads, KV heads and feed-forward columns are cut into world_size equal neighbouring
-// parts; vocabulary rows into parts of vocabulary_rows() (the last ones may be shorter).
+// Which part of the model a rank holds. Heads, KV heads and feed-forward columns are cut into
+// world_size equal neighbouring parts; vocabulary rows into parts of vocabulary_rows() (the last
+// ones may be shorter).
 struct Shard {
   int rank = 0;
   int world_size = 1;
@@ -18,31 +19,33 @@ struct Shard {
 
 struct LayerParameters {
   std::vector<float> attention_norm;  // (H)
-  PackedWeight qkv;                   // (q_heads * D + 2 * kv_heads * D, H): this rank's q rows, then k, then v; one segment
-  PackedWeight o_proj;                // (H, q_heads * D): V / world_size segments
-  std::vector<float> ffn_norm;        // (H)
-  PackedWeight gate_up;               // (2 * F / world_size, H): this rank's gate rows, then up; one segment
-  PackedWeight down;                  // (H, F / world_size): V / world_size segments
+  PackedWeight
+      qkv;  // (q_heads * D + 2 * kv_heads * D, H): this rank's q rows, then k, then v; one segment
+  PackedWeight o_proj;          // (H, q_heads * D): V / world_size segments
+  std::vector<float> ffn_norm;  // (H)
+  PackedWeight gate_up;  // (2 * F / world_size, H): this rank's gate rows, then up; one segment
+  PackedWeight down;     // (H, F / world_size): V / world_size segments
 };
 
 struct ModelParameters {
-  Tensor embedding;               // (V, H) BF16, or F32 with float32 activations; whole on every rank
+  Tensor embedding;  // (V, H) BF16, or F32 with float32 activations; whole on every rank
   std::vector<LayerParameters> layers;
   std::vector<float> final_norm;  // (H)
-  PackedWeight lm_head;           // (LogitShardRows, H), unquantized; rows past the vocabulary are zero
+  PackedWeight lm_head;  // (LogitShardRows, H), unquantized; rows past the vocabulary are zero
 
-  std::vector<Buffer> storage;    // owns what the views above point to
+  std::vector<Buffer> storage;  // owns what the views above point to
 };
 
 // Rows of lm_head that each rank holds: ⌈V / world_size⌉.
 int64_t LogitShardRows(const ModelConfig& config, int world_size);
 
-// Allocates every tensor of the shard in the backend's layout, zeroed. linear_dtype is kF8E4M3, kBF16 or kF32; the embedding and
-// lm_head are BF16, or F32 if the backend's activations are.
-absl::StatusOr<ModelParameters> AllocateParameters(const ModelConfig& config, const Shard& shard, DType linear_dtype,
-                                                   Backend& backend);
+// Allocates every tensor of the shard in the backend's layout, zeroed. linear_dtype is kF8E4M3,
+// kBF16 or kF32; the embedding and lm_head are BF16, or F32 if the backend's activations are.
+absl::StatusOr<ModelParameters> AllocateParameters(const ModelConfig& config, const Shard& shard,
+                                                   DType linear_dtype, Backend& backend);
 
-// INVALID_ARGUMENT (naming the degrees that are possible) unless world_size is a power of two <= reduction_segments().
+// INVALID_ARGUMENT (naming the degrees that are possible) unless world_size is a power of two <=
+// reduction_segments().
 absl::Status CheckTensorParallel(const ModelConfig& config, int world_size);
 
 }  // namespace marcoro

@@ -19,21 +19,22 @@ namespace marcoro {
 
 // Bounds of one step; activation buffers are sized by them once.
 struct StepBounds {
-  int32_t tokens = 512;          // most new tokens in a step
-  int32_t logit_rows = 256;      // most rows of logits in a step
-  int32_t context_length = 4096; // most positions of a sequence; also the length of the rope table
+  int32_t tokens = 512;           // most new tokens in a step
+  int32_t logit_rows = 256;       // most rows of logits in a step
+  int32_t context_length = 4096;  // most positions of a sequence; also the length of the rope table
 };
 
 class Transformer {
  public:
-  // Takes the parameters; backend and communicator must outlive the transformer. kv_blocks is the size of the KV cache.
-  static absl::StatusOr<std::unique_ptr<Transformer>> Create(const ModelConfig& config, const Shard& shard,
-                                                             ModelParameters parameters, const StepBounds& bounds,
-                                                             int32_t kv_blocks, Backend& backend,
-                                                             Communicator& communicator);
+  // Takes the parameters; backend and communicator must outlive the transformer. kv_blocks is the
+  // size of the KV cache.
+  static absl::StatusOr<std::unique_ptr<Transformer>> Create(
+      const ModelConfig& config, const Shard& shard, ModelParameters parameters,
+      const StepBounds& bounds, int32_t kv_blocks, Backend& backend, Communicator& communicator);
 
-  // Executes the plan, whose sizes are within the bounds. On rank 0: logits (Σ logit_rows, V) F32, in the plan's order, valid
-  // until the next call; elsewhere an empty tensor. Fails only when a collective does.
+  // Executes the plan, whose sizes are within the bounds. On rank 0: logits (Σ logit_rows, V) F32,
+  // in the plan's order, valid until the next call; elsewhere an empty tensor. Fails only when a
+  // collective does.
   absl::StatusOr<Tensor> Forward(const StepPlan& plan);
 
   const ModelConfig& config() const { return config_; }
@@ -41,14 +42,15 @@ class Transformer {
   int32_t kv_blocks() const { return cache_.blocks(); }
 
   // Bytes of activations that Create allocates besides parameters and KV cache.
-  static size_t ActivationBytes(const ModelConfig& config, const Shard& shard, const StepBounds& bounds,
-                                const Backend& backend);
+  static size_t ActivationBytes(const ModelConfig& config, const Shard& shard,
+                                const StepBounds& bounds, const Backend& backend);
 
  private:
   struct Activations;
 
-  Transformer(const ModelConfig& config, ModelParameters parameters, const StepBounds& bounds, KvCache cache,
-              Backend& backend, Communicator& communicator, VocabularyParallel lm_head);
+  Transformer(const ModelConfig& config, ModelParameters parameters, const StepBounds& bounds,
+              KvCache cache, Backend& backend, Communicator& communicator,
+              VocabularyParallel lm_head);
 
   absl::Status Allocate(const Shard& shard);
   Activations ViewActivations(int64_t tokens) const;

@@ -7,9 +7,11 @@
 
 namespace marcoro {
 
-// Checks everything that the engine relies on: at least one prompt token, ids below vocabulary_size, finite parameters in their
-// ranges. INVALID_ARGUMENT otherwise. The sink is the caller's to set.
-absl::StatusOr<EngineRequest> ToEngineRequest(const worker::v1::Submit& submit, int32_t vocabulary_size);
+// Checks everything that the engine relies on: at least one prompt token, ids below
+// vocabulary_size, finite parameters in their ranges. INVALID_ARGUMENT otherwise. The sink is the
+// caller's to set.
+absl::StatusOr<EngineRequest> ToEngineRequest(const worker::v1::Submit& submit,
+                                              int32_t vocabulary_size);
 
 void ToProto(const SequenceOutput& output, worker::v1::SequenceUpdate* update);
 

@@ -1,4 +1,5 @@
-// The worker's Prometheus metrics: what only the engine knows. What belongs to requests is the coordinator's.
+// The worker's Prometheus metrics: what only the engine knows. What belongs to requests is the
+// coordinator's.
 #pragma once
 
 #include <atomic>
@@ -20,20 +21,22 @@ namespace marcoro {
 
 // Labels of the info families.
 struct WorkerInfo {
-  std::string model;                 // folder's name
+  std::string model;  // folder's name
   std::string numerics_fingerprint;
-  std::string backend;               // kernel family
+  std::string backend;  // kernel family
   std::string quantization;
   int tensor_parallel = 1;
 };
 
-// All families exist, with value 0 where nothing has happened, from the first scrape on. Thread-safe.
+// All families exist, with value 0 where nothing has happened, from the first scrape on.
+// Thread-safe.
 class WorkerMetrics {
  public:
   explicit WorkerMetrics(const WorkerInfo& info);
   ~WorkerMetrics();
 
-  // Where gauges and counters are read from at each scrape. Before it is set they are 0. nullptr unsets it.
+  // Where gauges and counters are read from at each scrape. Before it is set they are 0. nullptr
+  // unsets it.
   void SetSnapshotSource(std::function<EngineSnapshot()> source);
   // For Engine's observer.
   void ObserveStep(const StepRecord& record);
@@ -44,7 +47,8 @@ class WorkerMetrics {
   class Server {
    public:
     // address is host:port. UNAVAILABLE (naming it) if it cannot be bound.
-    static absl::StatusOr<std::unique_ptr<Server>> Start(const std::string& address, const WorkerMetrics& metrics);
+    static absl::StatusOr<std::unique_ptr<Server>> Start(const std::string& address,
+                                                         const WorkerMetrics& metrics);
     ~Server();
 
    private:

@@ -12,10 +12,12 @@ using worker::v1::ConnectRequest;
 using worker::v1::ConnectResponse;
 using worker::v1::WorkerStatus;
 
-// What goes up one stream. Outlives the stream itself, since the engine may still deliver to it while the stream ends.
+// What goes up one stream. Outlives the stream itself, since the engine may still deliver to it
+// while the stream ends.
 class WorkerService::Outbox final : public OutputSink {
  public:
-  Outbox(grpc::ServerBidiReactor<ConnectRequest, ConnectResponse>* reactor, grpc::CallbackServerContext* context)
+  Outbox(grpc::ServerBidiReactor<ConnectRequest, ConnectResponse>* reactor,
+         grpc::CallbackServerContext* context)
       : reactor_(reactor), context_(context) {}
 
   void Deliver(std::vector<SequenceOutput> outputs) override {
@@ -74,7 +76,8 @@ class WorkerService::Outbox final : public OutputSink {
 };
 
 // Owned by gRPC from Connect to OnDone.
-class WorkerService::Connection final : public grpc::ServerBidiReactor<ConnectRequest, ConnectResponse> {
+class WorkerService::Connection final
+    : public grpc::ServerBidiReactor<ConnectRequest, ConnectResponse> {
  public:
   Connection(WorkerService* service, grpc::CallbackServerContext* context)
       : service_(service), outbox_(std::make_shared<Outbox>(this, context)) {}
@@ -120,7 +123,8 @@ class WorkerService::Connection final : public grpc::ServerBidiReactor<ConnectRe
   }
 
   void Submit(const worker::v1::Submit& submit, Engine* engine) {
-    if (engine == nullptr) return Refuse(submit, EndError::kDraining, "the worker is loading its model");
+    if (engine == nullptr)
+      return Refuse(submit, EndError::kDraining, "the worker is loading its model");
     auto converted = ToEngineRequest(submit, service_->facts_.vocabulary_size);
     if (!converted.ok()) {
       return Refuse(submit, EndError::kInvalid, std::string(converted.status().message()));
@@ -150,7 +154,9 @@ class WorkerService::Connection final : public grpc::ServerBidiReactor<ConnectRe
 };
 
 WorkerService::WorkerService(WorkerFacts facts, absl::Duration status_interval)
-    : facts_(std::move(facts)), status_interval_(status_interval), publisher_([this] { PublishStatus(); }) {}
+    : facts_(std::move(facts)),
+      status_interval_(status_interval),
+      publisher_([this] { PublishStatus(); }) {}
 
 WorkerService::~WorkerService() {
   {
@@ -193,7 +199,7 @@ WorkerStatus WorkerService::Status() const {
   {
     absl::MutexLock lock(&mutex_);
     attached = engine_;
-    status.set_state(draining_             ? worker::v1::WORKER_STATE_DRAINING
+    status.set_state(draining_            ? worker::v1::WORKER_STATE_DRAINING
                      : engine_ == nullptr ? worker::v1::WORKER_STATE_LOADING
                                           : worker::v1::WORKER_STATE_READY);
   }
@@ -202,12 +208,14 @@ WorkerStatus WorkerService::Status() const {
   status.set_running(counters.running);
   status.set_waiting(counters.waiting);
   if (counters.kv_blocks_total > 0) {
-    status.set_kv_usage(static_cast<float>(counters.kv_blocks_used) / static_cast<float>(counters.kv_blocks_total));
+    status.set_kv_usage(static_cast<float>(counters.kv_blocks_used) /
+                        static_cast<float>(counters.kv_blocks_total));
   }
   return status;
 }
 
-grpc::ServerBidiReactor<ConnectRequest, ConnectResponse>* WorkerService::Connect(grpc::CallbackServerContext* context) {
+grpc::ServerBidiReactor<ConnectRequest, ConnectResponse>* WorkerService::Connect(
+    grpc::CallbackServerContext* context) {
   auto* const connection = new Connection(this, context);
   {
     absl::MutexLock lock(&mutex_);

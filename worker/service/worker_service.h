@@ -27,11 +27,12 @@ struct WorkerFacts {
   int32_t max_running = 0;
 };
 
-// Thread-safe. Serves from its construction on: until an engine is attached its state is LOADING, and submits are refused
-// with SEQUENCE_ERROR_DRAINING, so that a coordinator tries elsewhere.
+// Thread-safe. Serves from its construction on: until an engine is attached its state is LOADING,
+// and submits are refused with SEQUENCE_ERROR_DRAINING, so that a coordinator tries elsewhere.
 class WorkerService final : public worker::v1::WorkerService::CallbackService {
  public:
-  explicit WorkerService(WorkerFacts facts, absl::Duration status_interval = absl::Milliseconds(500));
+  explicit WorkerService(WorkerFacts facts,
+                         absl::Duration status_interval = absl::Milliseconds(500));
   // The gRPC server must have been shut down: no stream is left.
   ~WorkerService() override;
 

@@ -195,7 +195,7 @@ TEST_F(GenerateTest, AnUnfinishedCharacterEndsAsReplacementCharacters) {
 }
 
 TEST_F(GenerateTest, ChoicesDrawWithSeedsInARow) {
-  router_->SetScript([this](const worker::v1::Submit& submit) {
+  router_->SetScript([](const worker::v1::Submit& submit) {
     return OneByOne({ByteToken('A' + static_cast<uint8_t>(submit.sampling().seed() - 40))},
                     SEQUENCE_END_LENGTH);
   });

@@ -1,5 +1,6 @@
-// Our reading of tokenizer.model and our BPE against the sentencepiece library itself. (A program of its own: see
-// coordinator/text/sentencepiece_file.h for why the server does not link the library.)
+// Our reading of tokenizer.model and our BPE against the sentencepiece library itself. (A program
+// of its own: see coordinator/text/sentencepiece_file.h for why the server does not link the
+// library.)
 #include <gtest/gtest.h>
 #include <sentencepiece_processor.h>
 
@@ -21,9 +22,11 @@ std::string ReadModel() {
   return bytes.str();
 }
 
-// Texts with what tokenizers stumble over: runs of spaces, characters of one to four bytes, pieces of the vocabulary.
+// Texts with what tokenizers stumble over: runs of spaces, characters of one to four bytes, pieces
+// of the vocabulary.
 std::string RandomText(std::mt19937& random, const SentencePieceModel& model) {
-  const std::vector<std::string> parts = {" ",  "  ", "\n", "\t", "a", "e", "th", "Ω", "日本", "😀", "▁", "\x7f", "é", "1", "."};
+  const std::vector<std::string> parts = {" ",    "  ", "\n", "\t",   "a", "e", "th", "Ω",
+                                          "日本", "😀", "▁",  "\x7f", "é", "1", "."};
   std::string text;
   for (int count = static_cast<int>(random() % 40); count > 0; --count) {
     if (random() % 2 == 0) {
@@ -55,7 +58,8 @@ TEST_F(SentencePieceOracleTest, EveryPieceIsRead) {
   for (int32_t id = 0; id < model_->size(); ++id) {
     EXPECT_EQ(model_->Find(library_.IdToPiece(id)), id);
     EXPECT_EQ(model_->Kind(id) == TokenKind::kByte, library_.IsByte(id));
-    EXPECT_EQ(model_->Kind(id) == TokenKind::kSpecial, library_.IsControl(id) || library_.IsUnknown(id));
+    EXPECT_EQ(model_->Kind(id) == TokenKind::kSpecial,
+              library_.IsControl(id) || library_.IsUnknown(id));
   }
 }
 

@@ -1,5 +1,6 @@
-// A token never changes: whatever surrounds a request, its tokens and log-probabilities are bit for bit those of a lone request
-// on one rank. MARCORO_TEST_SEED replays a failing mix, MARCORO_TEST_MIXES runs more of them.
+// A token never changes: whatever surrounds a request, its tokens and log-probabilities are bit for
+// bit those of a lone request on one rank. MARCORO_TEST_SEED replays a failing mix,
+// MARCORO_TEST_MIXES runs more of them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -38,7 +39,8 @@ class Mix {
     return requests;
   }
 
-  // Pools from barely enough for one sequence to ample, budgets from a few tokens to the whole prompt.
+  // Pools from barely enough for one sequence to ample, budgets from a few tokens to the whole
+  // prompt.
   SchedulerOptions Scheduler() {
     return {.kv_blocks = Pick({14, 20, 40, 200}),
             .context_length = 256,
@@ -51,7 +53,9 @@ class Mix {
  private:
   EngineRequest Request(const std::vector<TokenId>& shared, int vocabulary) {
     EngineRequest request;
-    if (Chance(0.5)) request.prompt.assign(shared.begin(), shared.begin() + Draw(1, static_cast<int>(shared.size())));
+    if (Chance(0.5))
+      request.prompt.assign(shared.begin(),
+                            shared.begin() + Draw(1, static_cast<int>(shared.size())));
     for (int own = Draw(1, 70); own > 0; --own) request.prompt.push_back(Draw(3, vocabulary - 1));
     request.max_tokens = Draw(1, 40);
     request.priority = Draw(-1, 1);
@@ -71,9 +75,10 @@ class Mix {
   std::mt19937_64 random_;
 };
 
-// Submits all requests, in waves that begin once an earlier request is under way, some of them as a failover would: with the
-// first tokens generated elsewhere.
-std::vector<Completion> RunMix(Mix& mix, TestGroup& group, const std::vector<EngineRequest>& requests,
+// Submits all requests, in waves that begin once an earlier request is under way, some of them as a
+// failover would: with the first tokens generated elsewhere.
+std::vector<Completion> RunMix(Mix& mix, TestGroup& group,
+                               const std::vector<EngineRequest>& requests,
                                const std::vector<Completion>& lone) {
   std::vector<uint64_t> ids(requests.size());
   std::vector<size_t> replayed(requests.size(), 0);
@@ -82,7 +87,8 @@ std::vector<Completion> RunMix(Mix& mix, TestGroup& group, const std::vector<Eng
     const size_t generated = lone[i].tokens.size();
     if (request.prompt_logprobs < 0 && generated > 1 && mix.Chance(0.25)) {
       replayed[i] = static_cast<size_t>(mix.Draw(1, static_cast<int>(generated) - 1));
-      request.generated.assign(lone[i].tokens.begin(), lone[i].tokens.begin() + static_cast<ptrdiff_t>(replayed[i]));
+      request.generated.assign(lone[i].tokens.begin(),
+                               lone[i].tokens.begin() + static_cast<ptrdiff_t>(replayed[i]));
     }
     ids[i] = group.Submit(std::move(request));
     if (i > 0 && mix.Chance(0.3)) {
@@ -94,9 +100,11 @@ std::vector<Completion> RunMix(Mix& mix, TestGroup& group, const std::vector<Eng
   for (size_t i = 0; i < requests.size(); ++i) {
     Completion completion = group.collector()->Await(ids[i]);
     if (replayed[i] > 0) {  // what was generated elsewhere is not reported again
-      const int per_token = requests[i].sampling.logprobs < 0 ? 0 : 1 + 2 * requests[i].sampling.logprobs;
+      const int per_token =
+          requests[i].sampling.logprobs < 0 ? 0 : 1 + 2 * requests[i].sampling.logprobs;
       const auto count = static_cast<ptrdiff_t>(replayed[i]);
-      completion.tokens.insert(completion.tokens.begin(), lone[i].tokens.begin(), lone[i].tokens.begin() + count);
+      completion.tokens.insert(completion.tokens.begin(), lone[i].tokens.begin(),
+                               lone[i].tokens.begin() + count);
       completion.logprobs.insert(completion.logprobs.begin(), lone[i].logprobs.begin(),
                                  lone[i].logprobs.begin() + count * per_token);
     }
@@ -133,7 +141,8 @@ TEST_P(DeterminismTest, AnyMixGivesTheBitsOfALoneRequestOnOneRank) {
 INSTANTIATE_TEST_SUITE_P(Ranks, DeterminismTest, testing::Values(1, 2, 4, 8),
                          [](const auto& test) { return "tp" + std::to_string(test.param); });
 
-// The property test above must be able to see preemption and cache hits, or it would prove nothing about them.
+// The property test above must be able to see preemption and cache hits, or it would prove nothing
+// about them.
 TEST(EngineTest, ASmallPoolPreemptsAndASharedPrefixIsFound) {
   TestGroup group({.scheduler = {.kv_blocks = 14, .context_length = 200}});
   EngineRequest request;
@@ -143,7 +152,8 @@ TEST(EngineTest, ASmallPoolPreemptsAndASharedPrefixIsFound) {
   const Completion first = group.Run(request);
   EXPECT_EQ(first.cached_tokens, 0);
   const Completion second = group.Run(request);
-  EXPECT_EQ(second.cached_tokens, 48) << "three whole blocks of the prompt, its last token always recomputed";
+  EXPECT_EQ(second.cached_tokens, 48)
+      << "three whole blocks of the prompt, its last token always recomputed";
   EXPECT_EQ(first.tokens, second.tokens);
   std::vector<uint64_t> ids;
   for (int i = 0; i < 4; ++i) {

@@ -29,16 +29,19 @@ T ValueOrDie(absl::StatusOr<T> value) {
 }
 
 void AppendBits(const OutputLogprob& logprob, std::vector<uint32_t>* bits) {
-  bits->push_back(logprob.logprob.has_value() ? std::bit_cast<uint32_t>(*logprob.logprob) : 0xffffffffu);
+  bits->push_back(logprob.logprob.has_value() ? std::bit_cast<uint32_t>(*logprob.logprob)
+                                              : 0xffffffffu);
   for (const auto& [id, value] : logprob.top) {
     bits->push_back(static_cast<uint32_t>(id));
     bits->push_back(std::bit_cast<uint32_t>(value));
   }
 }
 
-std::unique_ptr<Communicator> MakeCommunicator(int rank, int size, const std::string& prefix, KeyStore& keys) {
+std::unique_ptr<Communicator> MakeCommunicator(int rank, int size, const std::string& prefix,
+                                               KeyStore& keys) {
   if (size == 1) return MakeSingleCommunicator();
-  return ValueOrDie(MakeSharedMemoryCommunicator({.rank = rank, .size = size, .key_prefix = prefix}, keys));
+  return ValueOrDie(
+      MakeSharedMemoryCommunicator({.rank = rank, .size = size, .key_prefix = prefix}, keys));
 }
 
 // Stands for a large model: every step takes that much longer.
@@ -65,7 +68,8 @@ void Collector::Deliver(std::vector<SequenceOutput> outputs) {
     Completion& completion = completions_[output.client_id];
     completion.tokens.insert(completion.tokens.end(), output.tokens.begin(), output.tokens.end());
     for (const auto& logprob : output.logprobs) AppendBits(logprob, &completion.logprobs);
-    for (const auto& logprob : output.prompt_logprobs) AppendBits(logprob, &completion.prompt_logprobs);
+    for (const auto& logprob : output.prompt_logprobs)
+      AppendBits(logprob, &completion.prompt_logprobs);
     completion.end = output.end;
     completion.error = output.error;
     completion.detail = output.detail;
@@ -91,12 +95,14 @@ void Collector::AwaitTokens(uint64_t client_id, size_t count) {
     return completion.tokens.size() >= count || completion.end != EndReason::kRunning;
   };
   if (!mutex_.AwaitWithTimeout(absl::Condition(&reached), absl::Minutes(1))) {
-    CheckOk(absl::DeadlineExceededError(absl::StrCat("request ", client_id, " has fewer than ", count, " tokens")));
+    CheckOk(absl::DeadlineExceededError(
+        absl::StrCat("request ", client_id, " has fewer than ", count, " tokens")));
   }
 }
 
 TestGroup::TestGroup(const TestGroupOptions& options) : options_(options) {
-  for (int rank = 0; rank < options.world_size; ++rank) ranks_.emplace_back([this, rank] { RunRank(rank); });
+  for (int rank = 0; rank < options.world_size; ++rank)
+    ranks_.emplace_back([this, rank] { RunRank(rank); });
   absl::MutexLock lock(&mutex_);
   mutex_.Await(absl::Condition(&ready_));
 }
@@ -129,8 +135,8 @@ void TestGroup::RunRank(int rank) {
   const StepBounds bounds{.tokens = scheduler.max_tokens_per_step,
                           .logit_rows = scheduler.max_logit_rows_per_step,
                           .context_length = scheduler.context_length};
-  auto transformer =
-      ValueOrDie(Transformer::Create(config, shard, std::move(parameters), bounds, scheduler.kv_blocks, *backend, *data));
+  auto transformer = ValueOrDie(Transformer::Create(config, shard, std::move(parameters), bounds,
+                                                    scheduler.kv_blocks, *backend, *data));
   StepBroadcast broadcast(control.get());
   Watchdog watchdog({.timeout = absl::Minutes(2)});
   if (rank > 0) return CheckOk(RunPeer(broadcast, *transformer, watchdog));

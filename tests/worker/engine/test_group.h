@@ -1,4 +1,5 @@
-// A whole tensor-parallel group in one process: every rank a thread with its own backend and shard, rank 0 with an engine.
+// A whole tensor-parallel group in one process: every rank a thread with its own backend and shard,
+// rank 0 with an engine.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,8 @@ struct Completion {
   int32_t cached_tokens = 0;
 
   bool operator==(const Completion& other) const {
-    return tokens == other.tokens && logprobs == other.logprobs && prompt_logprobs == other.prompt_logprobs &&
-           end == other.end && error == other.error;
+    return tokens == other.tokens && logprobs == other.logprobs &&
+           prompt_logprobs == other.prompt_logprobs && end == other.end && error == other.error;
   }
 };
 

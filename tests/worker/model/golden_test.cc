@@ -93,11 +93,15 @@ struct Case {
   bool quantized;
 };
 
-std::string Name(const Case& value) { return value.checkpoint + (value.quantized ? "_fp8" : "_stored"); }
+std::string Name(const Case& value) {
+  return value.checkpoint + (value.quantized ? "_fp8" : "_stored");
+}
 
 class GoldenTest : public testing::TestWithParam<Case> {
  protected:
-  std::vector<GoldenPrompt> Prompts() const { return ReadGolden(GetParam().checkpoint, GetParam().quantized ? "_fp8" : ""); }
+  std::vector<GoldenPrompt> Prompts() const {
+    return ReadGolden(GetParam().checkpoint, GetParam().quantized ? "_fp8" : "");
+  }
 };
 
 TEST_P(GoldenTest, Float32ReferenceGivesTheLogitsWithin2e3) {
@@ -113,7 +117,8 @@ TEST_P(GoldenTest, Float32ReferenceGivesTheLogitsWithin2e3) {
       const auto& expected = prompt.logits[position - prompt.first];
       ASSERT_EQ(expected.size(), logits[position].size());
       for (size_t i = 0; i < expected.size(); ++i) {
-        ASSERT_NEAR(logits[position][i], expected[i], 2e-3) << prompt.text << ", position " << position << ", token " << i;
+        ASSERT_NEAR(logits[position][i], expected[i], 2e-3)
+            << prompt.text << ", position " << position << ", token " << i;
       }
     }
   }
@@ -151,10 +156,12 @@ TEST_P(GoldenTest, GreedyTokensAreTheReferencesWhereItIsSure) {
       for (size_t step = 0; step < prompt.greedy.size(); ++step) {
         free_running_agrees = free_running_agrees && prompt.gaps[step] >= 0.05;
         if (free_running_agrees) {
-          ASSERT_EQ(best, prompt.greedy[step]) << backend << ": " << prompt.text << ", step " << step;
+          ASSERT_EQ(best, prompt.greedy[step])
+              << backend << ": " << prompt.text << ", step " << step;
         }
         if (prompt.gaps[step] >= 0.1) {
-          ASSERT_EQ(best, prompt.greedy[step]) << backend << ", fed the reference's ids: " << prompt.text << ", step " << step;
+          ASSERT_EQ(best, prompt.greedy[step])
+              << backend << ", fed the reference's ids: " << prompt.text << ", step " << step;
         }
         best = Best(model.Step({prompt.greedy[step]}).back());
       }
@@ -163,7 +170,8 @@ TEST_P(GoldenTest, GreedyTokensAreTheReferencesWhereItIsSure) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest,
-                         testing::Values(Case{"tiny", false}, Case{"tiny", true}, Case{"small", false}, Case{"small", true},
+                         testing::Values(Case{"tiny", false}, Case{"tiny", true},
+                                         Case{"small", false}, Case{"small", true},
                                          Case{"window", false}, Case{"window", true}),
                          [](const auto& test) { return Name(test.param); });
 

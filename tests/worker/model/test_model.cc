@@ -24,8 +24,8 @@ T ValueOrDie(absl::StatusOr<T> value) {
 TestModel::TestModel(const TestModelOptions& options) {
   const std::string directory = std::string(MARCORO_TEST_DATA) + "/" + options.checkpoint;
   config_ = ValueOrDie(LoadModelConfig(directory));
-  backend_ = ValueOrDie(
-      CreateBackend({.name = options.backend, .threads = options.threads, .activations = options.activations}));
+  backend_ = ValueOrDie(CreateBackend(
+      {.name = options.backend, .threads = options.threads, .activations = options.activations}));
   communicator_ = MakeSingleCommunicator();
   auto source = ValueOrDie(CheckpointSource::Open(directory));
   LoadOptions load;
@@ -33,14 +33,16 @@ TestModel::TestModel(const TestModelOptions& options) {
   auto parameters = ValueOrDie(LoadParameters(*source, config_, Shard(), load, *backend_));
   const StepBounds bounds{.tokens = 512, .logit_rows = 512, .context_length = 512};
   transformer_ = ValueOrDie(Transformer::Create(config_, Shard(), std::move(parameters), bounds,
-                                                bounds.context_length / kKvBlockTokens, *backend_, *communicator_));
+                                                bounds.context_length / kKvBlockTokens, *backend_,
+                                                *communicator_));
 }
 
 std::vector<std::vector<float>> TestModel::Step(absl::Span<const TokenId> ids) {
   StepPlan plan;
   const auto count = static_cast<int32_t>(ids.size());
   const int32_t blocks = (position_ + count + kKvBlockTokens - 1) / kKvBlockTokens;
-  plan.sequences.push_back({.position = position_, .token_count = count, .block_count = blocks, .logit_rows = count});
+  plan.sequences.push_back(
+      {.position = position_, .token_count = count, .block_count = blocks, .logit_rows = count});
   plan.tokens.assign(ids.begin(), ids.end());
   for (BlockId block = 0; block < blocks; ++block) plan.blocks.push_back(block);
   const Tensor logits = ValueOrDie(transformer_->Forward(plan));

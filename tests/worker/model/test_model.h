@@ -1,4 +1,5 @@
-// A checkpoint of tests/data as a transformer of one rank, driven by hand: no scheduler, one sequence, blocks in order.
+// A checkpoint of tests/data as a transformer of one rank, driven by hand: no scheduler, one
+// sequence, blocks in order.
 #pragma once
 
 #include <memory>
@@ -25,7 +26,8 @@ class TestModel {
   // Aborts the test program if the model cannot be loaded.
   explicit TestModel(const TestModelOptions& options);
 
-  // Computes the next ids of the sequence as one step and returns the logits of all of them, one row each.
+  // Computes the next ids of the sequence as one step and returns the logits of all of them, one
+  // row each.
   std::vector<std::vector<float>> Step(absl::Span<const TokenId> ids);
   // Starts a new sequence.
   void Restart() { position_ = 0; }

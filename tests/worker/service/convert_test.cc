@@ -51,7 +51,8 @@ TEST(ConvertTest, AWholeSubmitBecomesARequest) {
   EXPECT_EQ(request->queue_timeout, absl::Microseconds(1500));
   EXPECT_EQ(request->sampling.logprobs, 0);
   EXPECT_EQ(request->prompt_logprobs, 20);
-  EXPECT_EQ(request->sampling.logit_bias, (std::vector<std::pair<TokenId, float>>{{3, 2.0f}, {9, -1.5f}}));
+  EXPECT_EQ(request->sampling.logit_bias,
+            (std::vector<std::pair<TokenId, float>>{{3, 2.0f}, {9, -1.5f}}));
   EXPECT_EQ(request->sampling.bad_words, (std::vector<std::vector<TokenId>>{{8}}));
 }
 
@@ -85,11 +86,14 @@ TEST(ConvertTest, WhatTheEngineCannotBeGivenIsRefusedByName) {
       {"typical_p", [](auto& s) { s.mutable_sampling()->set_typical_p(0); }},
       {"repetition_penalty", [](auto& s) { s.mutable_sampling()->set_repetition_penalty(0); }},
       {"presence_penalty", [=](auto& s) { s.mutable_sampling()->set_presence_penalty(kNan); }},
-      {"frequency_penalty", [=](auto& s) { s.mutable_sampling()->set_frequency_penalty(kInfinity); }},
+      {"frequency_penalty",
+       [=](auto& s) { s.mutable_sampling()->set_frequency_penalty(kInfinity); }},
       {"top_k", [](auto& s) { s.mutable_sampling()->set_top_k(0xffffffffu); }},
-      {"logit_bias", [](auto& s) { (*s.mutable_sampling()->mutable_logit_bias())[kVocabulary] = 1; }},
+      {"logit_bias",
+       [](auto& s) { (*s.mutable_sampling()->mutable_logit_bias())[kVocabulary] = 1; }},
       {"logit_bias[3]", [=](auto& s) { (*s.mutable_sampling()->mutable_logit_bias())[3] = kNan; }},
-      {"allowed_token_ids", [](auto& s) { s.mutable_sampling()->add_allowed_token_ids(kVocabulary); }},
+      {"allowed_token_ids",
+       [](auto& s) { s.mutable_sampling()->add_allowed_token_ids(kVocabulary); }},
       {"bad_words", [](auto& s) { s.mutable_sampling()->add_bad_words(); }},
       {"bad_words", [](auto& s) { s.mutable_sampling()->add_bad_words()->add_ids(kVocabulary); }},
   };

@@ -22,7 +22,9 @@ using worker::v1::ConnectResponse;
 class WorkerServiceTest : public testing::Test {
  protected:
   WorkerServiceTest()
-      : group_({.checkpoint = "tiny", .step_delay = absl::Milliseconds(3), .scheduler = {.kv_blocks = 64, .context_length = 1000}}),
+      : group_({.checkpoint = "tiny",
+                .step_delay = absl::Milliseconds(3),
+                .scheduler = {.kv_blocks = 64, .context_length = 1000}}),
         service_({.numerics_fingerprint = "abc",
                   .tensor_parallel = 1,
                   .context_length = 1000,
@@ -34,10 +36,12 @@ class WorkerServiceTest : public testing::Test {
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(&service_);
     server_ = builder.BuildAndStart();
-    stub_ = worker::v1::WorkerService::NewStub(
-        grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials()));
+    stub_ = worker::v1::WorkerService::NewStub(grpc::CreateChannel(
+        "127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials()));
   }
-  ~WorkerServiceTest() override { server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1)); }
+  ~WorkerServiceTest() override {
+    server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  }
 
   // Waits until the engine's counters satisfy the predicate; the test's own timeout bounds it.
   void AwaitEngine(const std::function<bool(const SchedulerCounters&)>& predicate) {
@@ -139,7 +143,8 @@ TEST_F(WorkerServiceTest, TokensAreTheEnginesOwn) {
   Link link(*stub_);
   link.Submit(1, 30);
   const auto update = link.ReadToEnd(1);
-  EXPECT_EQ(std::vector<TokenId>(update.token_ids().begin(), update.token_ids().end()), expected.tokens);
+  EXPECT_EQ(std::vector<TokenId>(update.token_ids().begin(), update.token_ids().end()),
+            expected.tokens);
   EXPECT_EQ(update.end(), worker::v1::SEQUENCE_END_LENGTH);
   EXPECT_TRUE(update.has_queue_microseconds());
   EXPECT_TRUE(update.has_cached_tokens());
@@ -170,7 +175,9 @@ TEST_F(WorkerServiceTest, ACancelledSequenceGivesItsBlocksBack) {
   link.Submit(1, 900);
   AwaitEngine([](const SchedulerCounters& counters) { return counters.kv_blocks_used > 0; });
   link.Cancel(1);
-  AwaitEngine([](const SchedulerCounters& counters) { return counters.running == 0 && counters.kv_blocks_used == 0; });
+  AwaitEngine([](const SchedulerCounters& counters) {
+    return counters.running == 0 && counters.kv_blocks_used == 0;
+  });
 }
 
 TEST_F(WorkerServiceTest, ABrokenStreamGivesItsSequencesBlocksBackAndNobodyElses) {
