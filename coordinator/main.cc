@@ -99,11 +99,12 @@ absl::Status Serve(const CoordinatorConfig& config, const sigset_t& signals) {
       ApiServer::Start({**model, **router, admission, metrics}, ToServerOptions(config));
   if (!server.ok()) return server.status();
   metrics.SetSnapshotSource([&] { return Snapshot(**router, **server); });
-  std::unique_ptr<MetricsServer> metrics_server;
+  // Left to the process's end: its HTTP library takes up to two seconds to stop by itself.
+  static MetricsServer* metrics_server = nullptr;
   if (!config.metrics.empty()) {
     auto started = MetricsServer::Start(config.metrics, metrics);
     if (!started.ok()) return started.status();
-    metrics_server = *std::move(started);
+    metrics_server = started->release();
     spdlog::info("metrics on port {}", metrics_server->port());
   }
   spdlog::info("serving {} on {}, port {}, workers {}, chat template {}", (*model)->name,

@@ -298,11 +298,13 @@ absl::Status RunWorker(const WorkerConfig& config) {
        .backend = std::string(model->backend->name()),
        .quantization = config.weights,
        .tensor_parallel = config.world_size});
-  std::unique_ptr<WorkerMetrics::Server> metrics_server;
   if (!config.metrics.empty()) {
     auto server = WorkerMetrics::Server::Start(config.metrics, metrics);
     if (!server.ok()) return server.status();
-    metrics_server = *std::move(server);
+    // Left to the process's end: its HTTP library takes up to two seconds to stop by itself.
+    static WorkerMetrics::Server* kept = nullptr;
+    kept = server->release();
+    spdlog::debug("metrics on {}", config.metrics);
   }
   std::optional<Edge> edge;
   if (config.rank == 0) {

@@ -164,6 +164,12 @@ absl::StatusOr<ServeConfig> ParseServe(const std::vector<std::string>& arguments
 }
 
 absl::StatusOr<ServeAddresses> ChooseAddresses(const ServeConfig& config) {
+  // The launcher must know where its parts are, so it cannot leave the choice of a port to them.
+  const auto listen = SplitAddress("listen", config.listen);
+  if (!listen.ok()) return listen.status();
+  if (listen->second == 0) {
+    return absl::InvalidArgumentError(absl::StrCat("--listen=", config.listen, ": serve needs a port, not 0"));
+  }
   ServeAddresses addresses;
   std::vector<int> descriptors;
   const absl::Cleanup close_all = [&descriptors] {

@@ -27,7 +27,7 @@ def program(*names):
 def main():
     """Like unittest.main, but leaves with SKIPPED where a test was skipped and none failed."""
     run = unittest.main(exit=False, verbosity=2).result
-    if not run.wasSuccessful() or run.testsRun == 0:
+    if not run.wasSuccessful() or run.testsRun + len(run.skipped) == 0:
         sys.exit(1)
     if run.skipped:
         for test, reason in run.skipped:

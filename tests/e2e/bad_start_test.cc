@@ -208,7 +208,7 @@ TEST(BadCheckpointTest, AnUnknownChatTemplateSaysHowToNameOne) {
   const SpoiltModel model;
   model.Write("tokenizer_config.json",
               R"({"chat_template": "{% for m in messages %}{{ m.content | sort }}{% endfor %}"})");
-  ExpectServeToRefuse(model.folder(), {}, {"chat template", "--chat-template"});
+  ExpectServeToRefuse(model.folder(), {}, {"tokenizer_config.json", "--chat-template"});
 }
 
 TEST(BadStartTest, AMissingFolderIsNamed) {

@@ -90,12 +90,9 @@ std::vector<MetricFamily> FamiliesOf(const EngineSnapshot& now) {
 class WorkerMetrics::SnapshotCollectable final : public prometheus::Collectable {
  public:
   std::vector<MetricFamily> Collect() const override {
-    std::function<EngineSnapshot()> source;
-    {
-      absl::MutexLock lock(&mutex_);
-      source = source_;
-    }
-    return FamiliesOf(source ? source() : EngineSnapshot());
+    // Under the lock, so that nobody reads from an engine once Set has taken it away.
+    absl::MutexLock lock(&mutex_);
+    return FamiliesOf(source_ ? source_() : EngineSnapshot());
   }
 
   void Set(std::function<EngineSnapshot()> source) {
