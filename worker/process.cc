@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -302,9 +303,8 @@ absl::Status RunWorker(const WorkerConfig& config) {
     auto server = WorkerMetrics::Server::Start(config.metrics, metrics);
     if (!server.ok()) return server.status();
     // Left to the process's end: its HTTP library takes up to two seconds to stop by itself.
-    static WorkerMetrics::Server* kept = nullptr;
+    static std::atomic<WorkerMetrics::Server*> kept;
     kept = server->release();
-    spdlog::debug("metrics on {}", config.metrics);
   }
   std::optional<Edge> edge;
   if (config.rank == 0) {
