@@ -63,7 +63,7 @@ TEST_P(RmsNormTest, AddsTheResidualFirst) {
   for (const int64_t hidden : {1, 17, 64, 4096}) {
     SCOPED_TRACE(hidden);
     const Matrix before = Matrix(DType::kF32, 3, hidden, 1).FillNormal(1);
-    const Matrix residual = before;
+    Matrix residual = before;
     const Matrix delta = Matrix(DType::kF32, 3, hidden, 2).FillNormal(2);
     const std::vector<float> weight = Weight(hidden);
     const Matrix out(DType::kBF16, 3, hidden);

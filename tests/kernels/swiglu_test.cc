@@ -43,7 +43,8 @@ TEST_P(SwiGluTest, TheWholeRangeOfGates) {
   constexpr int64_t kWidth = 4001;
   Matrix gate_up(DType::kF32, 1, 2 * kWidth);
   for (int64_t i = 0; i < kWidth; ++i) {
-    gate_up.Set(0, i, static_cast<float>(i - kWidth / 2) / 16);  // -125 … 125
+    const int64_t centered = i - kWidth / 2;
+    gate_up.Set(0, i, static_cast<float>(centered) / 16);  // -125 … 125
     gate_up.Set(0, kWidth + i, 1);
   }
   const Matrix out(DType::kBF16, 1, kWidth);

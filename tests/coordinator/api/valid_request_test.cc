@@ -8,7 +8,6 @@ namespace marcoro {
 namespace {
 
 using testing::ElementsAre;
-using testing::ElementsAreArray;
 
 constexpr uint32_t kContext = 100;
 

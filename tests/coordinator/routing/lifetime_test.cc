@@ -17,8 +17,6 @@
 namespace marcoro {
 namespace {
 
-using worker::v1::Submit;
-
 TEST(Lifetime, AHandleMayBeDestroyedInsideAnUpdate) {
   FakeWorker worker({.automatic = false});
   const auto router = MakeRouter(OptionsFor({&worker}));

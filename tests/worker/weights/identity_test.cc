@@ -16,7 +16,6 @@ using testing::ReadTensors;
 using testing::StoredTensors;
 using testing::TempFolder;
 using testing::TestData;
-using testing::WriteFile;
 using testing::WriteTensors;
 
 TEST(Sha256, IsTheStandards) {

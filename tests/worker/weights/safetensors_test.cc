@@ -14,7 +14,6 @@ namespace marcoro {
 namespace {
 
 using ::testing::HasSubstr;
-using testing::ReadFile;
 using testing::SafetensorsBytes;
 using testing::TempFolder;
 using testing::TestData;
