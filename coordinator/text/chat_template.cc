@@ -186,7 +186,8 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Recognize(absl::string_view jinja) {
   const std::optional<ChatTemplateStyle> style = RecognizeChatTemplate(jinja);
   if (style) return ChatTemplate(*style);
   return absl::InvalidArgumentError(absl::StrCat(
-      "the chat_template of tokenizer_config.json is none of those known (", absl::StrJoin(kNames, ", "),
+      "the chat_template of tokenizer_config.json is none of those known (",
+      absl::StrJoin(kNames, ", "),
       "); name one by --chat-template. It begins: ", SanitizeUtf8(jinja.substr(0, kShownBytes))));
 }
 

@@ -168,7 +168,8 @@ absl::StatusOr<ServeAddresses> ChooseAddresses(const ServeConfig& config) {
   const auto listen = SplitAddress("listen", config.listen);
   if (!listen.ok()) return listen.status();
   if (listen->second == 0) {
-    return absl::InvalidArgumentError(absl::StrCat("--listen=", config.listen, ": serve needs a port, not 0"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--listen=", config.listen, ": serve needs a port, not 0"));
   }
   ServeAddresses addresses;
   std::vector<int> descriptors;
