@@ -270,8 +270,11 @@ absl::Status ServeRoot(const WorkerConfig& config, OpenedModel& model, Edge& edg
   edge.SetReady(true);
   spdlog::info("ready on {} (fingerprint {})", edge.address, model.fingerprint);
   const absl::Status status = engine.Run();
+  // From here to the engine's end: nobody may hold on to it.
+  signals.Release();
   metrics.SetSnapshotSource(nullptr);
   edge.server->Shutdown(absl::ToChronoTime(absl::Now() + absl::Seconds(1)));
+  edge.worker->Detach();
   if (!status.ok())
     return absl::Status(status.code(), absl::StrCat("the group is lost: ", status.message()));
   return broadcast.SendShutdown();

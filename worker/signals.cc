@@ -22,19 +22,35 @@ sigset_t Signals() {
 TerminationSignals::TerminationSignals() {
   const sigset_t signals = Signals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  thread_ = std::thread([this] { Wait(); });
+  waiter_ = std::thread([this] { Wait(); });
 }
 
 TerminationSignals::~TerminationSignals() {
-  closing_ = true;
-  pthread_kill(thread_.native_handle(), SIGTERM);
-  thread_.join();
-  if (handler_thread_.joinable()) handler_thread_.join();
+  Release();
+  {
+    absl::MutexLock lock(&mutex_);
+    closing_ = true;
+  }
+  pthread_kill(waiter_.native_handle(), SIGTERM);
+  waiter_.join();
 }
 
 void TerminationSignals::Handle(std::function<void()> handler) {
-  handler_ = std::move(handler);
-  handling_ = true;
+  absl::MutexLock lock(&mutex_);
+  handle_ = std::move(handler);
+  state_ = State::kHandler;
+}
+
+void TerminationSignals::Release() {
+  std::thread handler;
+  {
+    absl::MutexLock lock(&mutex_);
+    state_ = State::kReleased;
+    handler.swap(handler_);
+  }
+  if (handler.joinable()) handler.join();
+  absl::MutexLock lock(&mutex_);
+  handle_ = nullptr;
 }
 
 void TerminationSignals::Wait() {
@@ -42,10 +58,12 @@ void TerminationSignals::Wait() {
   while (true) {
     int signal = 0;
     sigwait(&signals, &signal);
+    absl::MutexLock lock(&mutex_);
     if (closing_) return;
-    if (!handling_) _exit(0);
-    if (handler_thread_.joinable()) _exit(1);
-    handler_thread_ = std::thread(handler_);
+    if (state_ == State::kNoHandler) _exit(0);
+    if (state_ != State::kHandler) _exit(1);
+    state_ = State::kHandled;
+    handler_ = std::thread(handle_);
   }
 }
 

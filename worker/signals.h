@@ -1,9 +1,11 @@
 // SIGTERM and SIGINT as events of one thread instead of handlers.
 #pragma once
 
-#include <atomic>
 #include <functional>
 #include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 
 namespace marcoro {
 
@@ -18,15 +20,21 @@ class TerminationSignals {
   TerminationSignals& operator=(const TerminationSignals&) = delete;
 
   void Handle(std::function<void()> handler);
+  // Waits for a handler that runs, and lets go of it, so that what it refers to may go. From now on
+  // a signal ends the process with exit code 1.
+  void Release();
 
  private:
+  enum class State { kNoHandler, kHandler, kHandled, kReleased };
+
   void Wait();
 
-  std::function<void()> handler_;
-  std::atomic<bool> handling_{false};
-  std::atomic<bool> closing_{false};
-  std::thread thread_;
-  std::thread handler_thread_;
+  absl::Mutex mutex_;
+  State state_ ABSL_GUARDED_BY(mutex_) = State::kNoHandler;
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread handler_ ABSL_GUARDED_BY(mutex_);
+  std::function<void()> handle_ ABSL_GUARDED_BY(mutex_);
+  std::thread waiter_;
 };
 
 }  // namespace marcoro

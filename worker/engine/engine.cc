@@ -106,6 +106,8 @@ absl::Status Engine::Run() {
     ReportExpired();
     status = plan.empty() ? Idle() : RunStep(plan, begin);
   }
+  Stop();  // what comes from now on is refused at once
+  ProcessInbox();
   const std::string detail = status.ok() ? "the worker stops" : std::string(status.message());
   while (!live_.empty()) EndWithError(live_.begin()->first, EndError::kDraining, detail);
   Flush();

@@ -66,7 +66,8 @@ class Engine {
 
   // From now on requests are refused with EndError::kDraining; running ones go on. Thread-safe.
   void Drain();
-  // Waits until nothing runs or waits, or until the deadline; true if idle.
+  // Waits until nothing runs or waits, or until the deadline; true if idle. An engine whose Run has
+  // returned is idle.
   bool WaitIdle(absl::Time deadline);
   // Makes Run return; what still runs ends with EndError::kDraining. Thread-safe.
   void Stop();

@@ -174,14 +174,17 @@ void WorkerService::Attach(Engine* engine) {
   BroadcastStatus();
 }
 
+void WorkerService::Detach() {
+  absl::MutexLock lock(&mutex_);
+  engine_ = nullptr;
+}
+
 void WorkerService::Drain() {
-  Engine* draining_engine = nullptr;
   {
     absl::MutexLock lock(&mutex_);
     draining_ = true;
-    draining_engine = engine_;
+    if (engine_ != nullptr) engine_->Drain();
   }
-  if (draining_engine != nullptr) draining_engine->Drain();
   BroadcastStatus();
 }
 
@@ -195,16 +198,13 @@ WorkerStatus WorkerService::Status() const {
   status.set_quantization(facts_.quantization);
   status.set_max_waiting(facts_.max_waiting);
   status.set_max_running(facts_.max_running);
-  Engine* attached = nullptr;
-  {
-    absl::MutexLock lock(&mutex_);
-    attached = engine_;
-    status.set_state(draining_            ? worker::v1::WORKER_STATE_DRAINING
-                     : engine_ == nullptr ? worker::v1::WORKER_STATE_LOADING
-                                          : worker::v1::WORKER_STATE_READY);
-  }
-  if (attached == nullptr) return status;
-  const SchedulerCounters counters = attached->snapshot().scheduler;
+  // Asked under the lock, so that Detach waits for those who ask.
+  absl::MutexLock lock(&mutex_);
+  status.set_state(draining_            ? worker::v1::WORKER_STATE_DRAINING
+                   : engine_ == nullptr ? worker::v1::WORKER_STATE_LOADING
+                                        : worker::v1::WORKER_STATE_READY);
+  if (engine_ == nullptr) return status;
+  const SchedulerCounters counters = engine_->snapshot().scheduler;
   status.set_running(counters.running);
   status.set_waiting(counters.waiting);
   if (counters.kv_blocks_total > 0) {

@@ -36,8 +36,11 @@ class WorkerService final : public worker::v1::WorkerService::CallbackService {
   // The gRPC server must have been shut down: no stream is left.
   ~WorkerService() override;
 
-  // From now on READY. The engine must outlive the streams.
+  // From now on READY. The engine must outlive the streams and stay until Detach.
   void Attach(Engine* engine);
+  // The engine is no longer used and may go. No stream may be left: one that ends cancels in the
+  // engine what it had submitted.
+  void Detach();
   // From now on DRAINING: says so to every coordinator, and refuses submits.
   void Drain();
 

@@ -214,6 +214,8 @@ enum class Source { kRouter, kWorker };
 struct Meeting {
   Handover<int> api_port;
   Handover<std::array<char, 64>> worker_address;
+  Handover<char> begins;  // the client is about to open its streams
+  Handover<char> ended;   // and has read all of them to their ends
 };
 
 void RunServer(const Load& load, Source source, double rate, Meeting* meeting) {
@@ -238,10 +240,10 @@ void RunServer(const Load& load, Source source, double rate, Meeting* meeting) {
   auto api = ApiServer::Start({**model, *router, admission, metrics}, ApiServerOptions());
   if (!api.ok()) _exit(1);
   meeting->api_port.Send((*api)->port());
-  while ((*api)->requests_in_flight() < load.streams) absl::SleepFor(absl::Milliseconds(1));
+  meeting->begins.Receive();
   const Clock::time_point start = Clock::now();
   const double cpu = CpuSeconds();
-  while ((*api)->requests_in_flight() == load.streams) absl::SleepFor(absl::Milliseconds(5));
+  meeting->ended.Receive();
   std::printf("  coordinator: %.0f %% of one core\n",
               100 * (CpuSeconds() - cpu) / SecondsSince(start));
   std::fflush(stdout);
@@ -261,7 +263,11 @@ void RunClientSide(const Load& load, Source source, double rate, Meeting* meetin
     worker->address().copy(address.data(), address.size() - 1);
     meeting->worker_address.Send(address);
   }
-  _exit(RunClient(meeting->api_port.Receive(), load));
+  const int port = meeting->api_port.Receive();
+  meeting->begins.Send(0);
+  const int code = RunClient(port, load);
+  meeting->ended.Send(0);
+  _exit(code);
 }
 
 // Both sides run in children, forked before gRPC is touched.

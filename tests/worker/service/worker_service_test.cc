@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "tests/worker/engine/test_group.h"
 
 namespace marcoro {
@@ -204,6 +205,20 @@ TEST_F(WorkerServiceTest, WhileDrainingRunningSequencesFinishAndNewOnesAreRefuse
   link.Submit(2, 5);
   EXPECT_EQ(link.ReadToEnd(2).error(), worker::v1::SEQUENCE_ERROR_DRAINING);
   EXPECT_TRUE(group_.engine().WaitIdle(absl::Now() + absl::Minutes(1)));
+}
+
+// The engine lives on a thread's stack and goes before the service does: a status asked for by the
+// publisher, by a stream or by a drain must not reach it any more. What sanitizers see.
+TEST(WorkerServiceLifetimeTest, ADetachedEngineMayGoWhileTheServiceStillPublishes) {
+  WorkerService service(WorkerFacts(), /*status_interval=*/absl::Microseconds(50));
+  for (int i = 0; i < 20; ++i) {
+    TestGroup group({.checkpoint = "tiny"});
+    service.Attach(&group.engine());
+    EXPECT_EQ(service.Status().state(), worker::v1::WORKER_STATE_READY);
+    absl::SleepFor(absl::Milliseconds(2));
+    service.Detach();
+    EXPECT_EQ(service.Status().state(), worker::v1::WORKER_STATE_LOADING);
+  }
 }
 
 }  // namespace
