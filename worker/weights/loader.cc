@@ -99,7 +99,12 @@ class FirstError {
 class ShardLoader {
  public:
   ShardLoader(TensorSource& source, Backend& backend, ProgressCounter& progress)
-      : source_(source), backend_(backend), progress_(progress) {}
+      : source_(source),
+        backend_(backend),
+        progress_(progress),
+        parallel_([&backend](int64_t n, const std::function<void(int64_t)>& work) {
+          backend.ParallelFor(n, work);
+        }) {}
 
   absl::Status Run(const std::vector<LoadJob>& jobs) {
     for (size_t i = 0; i < jobs.size(); ++i) {
@@ -112,6 +117,7 @@ class ShardLoader {
 
   absl::Status LoadNorm(const std::string& name, std::vector<float>& out) {
     const TensorInfo* tensor = source_.Find(name);
+    if (absl::Status status = source_.Prepare(*tensor, parallel_); !status.ok()) return status;
     if (absl::Status status = source_.ReadRows(*tensor, 0, 1, out.data()); !status.ok()) {
       return status;
     }
@@ -131,6 +137,10 @@ class ShardLoader {
     const int64_t chunk_rows =
         std::max<int64_t>(1, kChunkElements / (kPackRows * job.columns())) * kPackRows;
     const int64_t chunks = (job.rows() + chunk_rows - 1) / chunk_rows;
+    for (const RowRange& range : job.ranges) {
+      if (absl::Status status = source_.Prepare(*range.tensor, parallel_); !status.ok())
+        return status;
+    }
     FirstError error;
     backend_.ParallelFor(chunks, [&](int64_t chunk) {
       if (!error.ok()) return;
@@ -222,6 +232,7 @@ class ShardLoader {
   TensorSource& source_;
   Backend& backend_;
   ProgressCounter& progress_;
+  const ParallelFor parallel_;
   ScratchPool scratch_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,6 +14,9 @@
 namespace marcoro {
 
 class Sha256;
+
+// parallel(n, work): calls work(i) for every i in [0, n), on several threads, and waits for all.
+using ParallelFor = std::function<void(int64_t n, const std::function<void(int64_t i)>& work)>;
 
 struct TensorInfo {
   std::string name;            // Hugging Face's: "model.layers.0.mlp.up_proj.weight"
@@ -41,6 +45,13 @@ class TensorSource {
 
   // A hint that these rows are read soon; what it takes must not wait for the disk.
   virtual void Prefetch(const TensorInfo& tensor, int64_t first_row, int64_t count) {}
+
+  // Called once before the tensor's first ReadRows, never concurrently with another call: the
+  // place for what depends on the whole tensor (a merge's norms). `parallel(n, work)` runs work(i)
+  // for i in [0, n) on the caller's threads. Errors as of ReadRows.
+  virtual absl::Status Prepare(const TensorInfo& tensor, const ParallelFor& parallel) {
+    return absl::OkStatus();
+  }
 
   // out (count, columns) = rows [first_row, first_row + count) in float32. Every value of the
   // stored type is kept exactly, NaN and infinities included. Calls may run concurrently.
