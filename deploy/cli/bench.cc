@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -13,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "deploy/cli/bench_report.h"
 #include "deploy/cli/client.h"
 #include "deploy/cli/command.h"
@@ -52,7 +54,8 @@ constexpr const char* kUsage =
     "due, so that a server that falls behind cannot hide it.\nLike the prompts, arrivals are a "
     "function of --seed. Exit code 1 if no request succeeded.\n\n"
     "--roofline, on the server's own machine while nothing else runs, measures the machine's "
-    "limits before and after and compares:\n"
+    "limits between up to 16 rounds of\nthe load (of at least --concurrency requests each), "
+    "compares each round with its own limits, and tells the median:\n"
     "  decode:  the shortest step, max(W / read bandwidth, 2 P b / BF16 peak), as a ratio to the "
     "median ITL. W: bytes of the\n"
     "           linear weights (1 a weight in FP8, 2 in BF16) and of lm_head (BF16), read once a "
@@ -199,6 +202,38 @@ absl::Status WriteJson(const std::string& path, const std::string& json) {
   return absl::UnavailableError(absl::StrCat("cannot write ", path, ": ", std::strerror(errno)));
 }
 
+// The load in parts, with the machine's limits measured before and after each.
+absl::Status RunRounds(const BenchFlags& flags,
+                       const std::function<v1::GenerateRequest(uint64_t index)>& request,
+                       BenchReport* report) {
+  auto cost = FindCost(flags, report->model);
+  if (!cost.ok()) return cost.status();
+  auto meter = LimitMeter::Create(Processors());
+  if (!meter.ok()) return meter.status();
+  constexpr uint64_t kMostRounds = 16;
+  constexpr int kMeasurements = 4;
+  RooflineReport& roofline = report->roofline.emplace();
+  roofline.cost = *cost;
+  roofline.batch = flags.concurrency;
+  LoadOptions part = report->options;
+  part.requests = std::max<uint64_t>(report->options.requests / kMostRounds,
+                                     static_cast<uint64_t>(flags.concurrency));
+  uint64_t sent = 0;
+  const absl::Time end = absl::Now() + report->options.duration;
+  MachineLimits before = meter->Measure(kMeasurements);
+  while (sent < report->options.requests && absl::Now() < end && !report->result.gave_up) {
+    part.requests = std::min(part.requests, report->options.requests - sent);
+    part.duration = end - absl::Now();
+    const LoadResult result = RunLoad(part, request, flags.warmup + sent);
+    sent += part.requests;
+    const MachineLimits after = meter->Measure(kMeasurements);
+    roofline.rounds.push_back(CompareWithLimits(before, after, *cost, roofline.batch, result));
+    report->result.Add(result);
+    before = after;
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<BenchReport> Measure(const BenchFlags& flags, WorkloadOptions workload_options) {
   BenchReport report;
   auto model = Client(flags.client).GetModel();
@@ -214,12 +249,6 @@ absl::StatusOr<BenchReport> Measure(const BenchFlags& flags, WorkloadOptions wor
   const Workload workload(std::move(workload_options));
   const auto request = [&workload](uint64_t index) { return workload.Request(index); };
 
-  absl::StatusOr<ModelCost> cost = ModelCost();
-  absl::StatusOr<MachineLimits> before = MachineLimits();
-  if (flags.roofline) {
-    if (cost = FindCost(flags, report.model); !cost.ok()) return cost.status();
-    if (before = MeasureLimits(Processors()); !before.ok()) return before.status();
-  }
   report.options = MakeLoad(flags);
   if (flags.warmup > 0) {
     LoadOptions warmup = report.options;
@@ -228,11 +257,10 @@ absl::StatusOr<BenchReport> Measure(const BenchFlags& flags, WorkloadOptions wor
     warmup.duration = absl::InfiniteDuration();
     RunLoad(warmup, request);
   }
-  report.result = RunLoad(report.options, request, flags.warmup);
   if (flags.roofline) {
-    const auto after = MeasureLimits(Processors());
-    if (!after.ok()) return after.status();
-    report.roofline = CompareWithLimits(*before, *after, *cost, flags.concurrency, report.result);
+    if (absl::Status status = RunRounds(flags, request, &report); !status.ok()) return status;
+  } else {
+    report.result = RunLoad(report.options, request, flags.warmup);
   }
   return report;
 }

@@ -1,6 +1,9 @@
 #include "deploy/cli/bench_report.h"
 
+#include <algorithm>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -49,26 +52,49 @@ std::string Errors(const LoadResult& result) {
   return text;
 }
 
+// "0.913 (0.887 … 0.925 over 8 rounds)"
+std::string Spread(const std::vector<double>& ascending, int decimals, double unit = 1) {
+  return absl::StrFormat("%.*f (%.*f … %.*f over %d rounds)", decimals, Median(ascending) / unit,
+                         decimals, ascending.front() / unit, decimals, ascending.back() / unit,
+                         ascending.size());
+}
+
+std::vector<double> Ascending(const RooflineReport& roofline,
+                              const std::function<double(const RooflineRound&)>& value) {
+  std::vector<double> values;
+  for (const RooflineRound& round : roofline.rounds) {
+    if (const double one = value(round); one > 0) values.push_back(one);
+  }
+  std::sort(values.begin(), values.end());
+  return values;
+}
+
+std::vector<double> ReadRates(const RooflineReport& roofline) {
+  return Ascending(roofline,
+                   [](const RooflineRound& round) { return round.limits.read_bytes_per_second; });
+}
+
+std::vector<double> Peaks(const RooflineReport& roofline) {
+  return Ascending(roofline, [](const RooflineRound& round) { return round.limits.bf16_flops; });
+}
+
+std::vector<double> StepSeconds(const RooflineReport& roofline) {
+  return Ascending(roofline, [](const RooflineRound& round) { return round.step_seconds; });
+}
+
 std::string RooflineTable(const RooflineReport& roofline) {
-  const MachineLimits best = Best(roofline.before, roofline.after);
-  std::string text = absl::StrFormat(
-      "\nthis machine     %.1f GB/s read (%.1f before, %.1f after), %.0f GFLOP/s BF16 (%.0f, "
-      "%.0f)\n",
-      best.read_bytes_per_second / 1e9, roofline.before.read_bytes_per_second / 1e9,
-      roofline.after.read_bytes_per_second / 1e9, best.bf16_flops / 1e9,
-      roofline.before.bf16_flops / 1e9, roofline.after.bf16_flops / 1e9);
+  std::string text =
+      absl::StrCat("\nread bandwidth   ", Spread(ReadRates(roofline), 1, 1e9),
+                   " GB/s\nBF16 peak        ", Spread(Peaks(roofline), 0, 1e9), " GFLOP/s\n");
   absl::StrAppendFormat(&text, "weights          %.4g GB read per decode step\n",
                         roofline.cost.weight_bytes / 1e9);
-  if (roofline.step_seconds > 0) {
-    absl::StrAppendFormat(
-        &text, "decode step      %.3f ms at batch %g; the limits allow %.3f ms: ratio %.3f\n",
-        roofline.step_seconds * 1e3, roofline.batch, roofline.shortest_step_seconds * 1e3,
-        roofline.decode_ratio());
+  if (const auto ratios = roofline.decode_ratios(); !ratios.empty()) {
+    absl::StrAppendFormat(&text, "decode step      %s ms at batch %g\n",
+                          Spread(StepSeconds(roofline), 2, 1e-3), roofline.batch);
+    absl::StrAppend(&text, "decode ratio     ", Spread(ratios, 3), "\n");
   }
-  if (roofline.peak_flops > 0) {
-    absl::StrAppendFormat(&text, "prefill          %.1f GFLOP/s of %.1f GFLOP/s: ratio %.3f\n",
-                          roofline.prefill_flops / 1e9, roofline.peak_flops / 1e9,
-                          roofline.prefill_ratio());
+  if (const auto ratios = roofline.prefill_ratios(); !ratios.empty()) {
+    absl::StrAppend(&text, "prefill ratio    ", Spread(ratios, 3), "\n");
   }
   return text;
 }
@@ -98,40 +124,59 @@ Json LimitsJson(const MachineLimits& limits) {
 }
 
 Json RooflineJson(const RooflineReport& roofline) {
-  Json json = {{"limits_before", LimitsJson(roofline.before)},
-               {"limits_after", LimitsJson(roofline.after)},
-               {"weight_bytes", roofline.cost.weight_bytes},
-               {"batch", roofline.batch}};
-  if (roofline.step_seconds > 0) {
-    json["decode_step_seconds"] = roofline.step_seconds;
-    json["shortest_decode_step_seconds"] = roofline.shortest_step_seconds;
-    json["decode_ratio"] = roofline.decode_ratio();
+  Json json = {{"weight_bytes", roofline.cost.weight_bytes},
+               {"batch", roofline.batch},
+               {"rounds", Json::array()}};
+  for (const RooflineRound& round : roofline.rounds) {
+    Json one = {{"limits", LimitsJson(round.limits)}};
+    if (round.step_seconds > 0) {
+      one["decode_step_seconds"] = round.step_seconds;
+      one["shortest_decode_step_seconds"] = round.shortest_step_seconds;
+      one["decode_ratio"] = round.decode_ratio();
+    }
+    if (round.prefill_flops > 0) {
+      one["prefill_flops"] = round.prefill_flops;
+      one["prefill_ratio"] = round.prefill_ratio();
+    }
+    json["rounds"].push_back(std::move(one));
   }
-  if (roofline.peak_flops > 0) {
-    json["prefill_flops"] = roofline.prefill_flops;
-    json["prefill_ratio"] = roofline.prefill_ratio();
-  }
+  if (const auto ratios = roofline.decode_ratios(); !ratios.empty())
+    json["decode_ratio"] = Median(ratios);
+  if (const auto ratios = roofline.prefill_ratios(); !ratios.empty())
+    json["prefill_ratio"] = Median(ratios);
   return json;
 }
 
 }  // namespace
 
-RooflineReport CompareWithLimits(const MachineLimits& before, const MachineLimits& after,
-                                 const ModelCost& cost, double batch, const LoadResult& result) {
-  RooflineReport report{.before = before, .after = after, .cost = cost, .batch = batch};
-  const MachineLimits limits = Best(before, after);
+double Median(const std::vector<double>& ascending) {
+  return ascending.empty() ? 0 : ascending[(ascending.size() - 1) / 2];
+}
+
+std::vector<double> RooflineReport::decode_ratios() const {
+  return Ascending(*this, [](const RooflineRound& round) { return round.decode_ratio(); });
+}
+
+std::vector<double> RooflineReport::prefill_ratios() const {
+  return Ascending(*this, [](const RooflineRound& round) { return round.prefill_ratio(); });
+}
+
+RooflineRound CompareWithLimits(const MachineLimits& before, const MachineLimits& after,
+                                const ModelCost& cost, double batch, const LoadResult& result) {
+  RooflineRound round;
+  round.limits = {(before.read_bytes_per_second + after.read_bytes_per_second) / 2,
+                  (before.bf16_flops + after.bf16_flops) / 2};
   const Summary gaps = result.inter_token.Summarize();
   if (gaps.count > 0) {
-    report.step_seconds = gaps.p50;
-    report.shortest_step_seconds = DecodeSeconds(cost, limits, batch);
+    round.step_seconds = gaps.p50;
+    round.shortest_step_seconds = DecodeSeconds(cost, round.limits, batch);
   }
   if (result.succeeded > 0 && result.output_tokens == result.succeeded && result.seconds > 0) {
     const double prompt = Mean(result.prompt_tokens, result.succeeded);
-    report.prefill_flops =
+    round.prefill_flops =
         cost.PrefillFlops(prompt) * static_cast<double>(result.succeeded) / result.seconds;
-    report.peak_flops = limits.bf16_flops;
   }
-  return report;
+  return round;
 }
 
 std::string ReportTable(const BenchReport& report) {

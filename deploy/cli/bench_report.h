@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "deploy/cli/load_generator.h"
 #include "deploy/cli/roofline.h"
@@ -10,25 +11,40 @@
 
 namespace marcoro {
 
-// The server's speed beside the machine's.
-struct RooflineReport {
-  MachineLimits before, after;  // of the machine, idle
-  ModelCost cost;
-  double batch = 0;  // sequences that decode together
+// A part of the run and the machine's limits just before and after it.
+struct RooflineRound {
+  MachineLimits limits;  // the mean of both
   // The median inter-token time beside the shortest possible decode step; 0 without one.
   double step_seconds = 0, shortest_step_seconds = 0;
-  // Operations per second over the whole run, beside the peak; 0 unless outputs are of one token.
-  double prefill_flops = 0, peak_flops = 0;
+  // Operations per second beside the peak; 0 unless outputs are of one token.
+  double prefill_flops = 0;
 
   double decode_ratio() const {
     return step_seconds > 0 ? shortest_step_seconds / step_seconds : 0;
   }
-  double prefill_ratio() const { return peak_flops > 0 ? prefill_flops / peak_flops : 0; }
+  double prefill_ratio() const {
+    return limits.bf16_flops > 0 ? prefill_flops / limits.bf16_flops : 0;
+  }
+};
+
+// The server's speed beside the machine's. Clocks and memory of shared machines change within
+// seconds: each round is compared with its own limits, and the median round is what is told.
+struct RooflineReport {
+  ModelCost cost;
+  double batch = 0;  // sequences that decode together
+  std::vector<RooflineRound> rounds;
+
+  // Of the rounds that measured it, in ascending order.
+  std::vector<double> decode_ratios() const;
+  std::vector<double> prefill_ratios() const;
 };
 
 // From limits, cost and batch, and what was measured. Prompts count as if all had the mean length.
-RooflineReport CompareWithLimits(const MachineLimits& before, const MachineLimits& after,
-                                 const ModelCost& cost, double batch, const LoadResult& result);
+RooflineRound CompareWithLimits(const MachineLimits& before, const MachineLimits& after,
+                                const ModelCost& cost, double batch, const LoadResult& result);
+
+// The middle one of ascending values, the lower of two; 0 without values.
+double Median(const std::vector<double>& ascending);
 
 struct BenchReport {
   v1::Model model;

@@ -73,14 +73,18 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateStreamRespon
 
   void OnDone(const grpc::Status& status) override {
     record_.end_to_end = Seconds(Clock::now() - due_);
-    finished_(record_, status);
+    const CallRecord record = std::move(record_);
+    const Finished finished = std::move(finished_);
+    // Before anybody hears of the end: the call holds on to its channel, and gRPC's client aborts
+    // if its last channel goes on one of its own threads.
     delete this;
+    finished(record, status);
   }
 
  private:
   const v1::GenerateRequest request_;
   const Clock::time_point due_;
-  const Finished finished_;
+  Finished finished_;
   grpc::ClientContext context_;
   v1::GenerateStreamResponse response_;
   Clock::time_point last_;
@@ -214,6 +218,22 @@ class LoadRun {
 };
 
 }  // namespace
+
+void LoadResult::Add(const LoadResult& later) {
+  first_token.Add(later.first_token);
+  inter_token.Add(later.inter_token);
+  end_to_end.Add(later.end_to_end);
+  queue.Add(later.queue);
+  succeeded += later.succeeded;
+  failed += later.failed;
+  not_sent += later.not_sent;
+  prompt_tokens += later.prompt_tokens;
+  output_tokens += later.output_tokens;
+  seconds += later.seconds;
+  gave_up = gave_up || later.gave_up;
+  for (const auto& [code, count] : later.errors) errors[code] += count;
+  first_error.insert(later.first_error.begin(), later.first_error.end());
+}
 
 LoadResult RunLoad(const LoadOptions& options,
                    const std::function<v1::GenerateRequest(uint64_t index)>& request,

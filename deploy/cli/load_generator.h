@@ -36,6 +36,9 @@ struct LoadResult {
   bool gave_up = false;                            // stopped after kMostFailures failures in a row
   std::map<std::string, uint64_t> errors;          // by code
   std::map<std::string, std::string> first_error;  // of each code: the whole line
+
+  // Adds what a later run measured.
+  void Add(const LoadResult& later);
 };
 
 // A closed loop against a dead server would spin.

@@ -16,6 +16,10 @@ void Samples::Add(double value) {
   if (place < kept_.size()) kept_[place] = value;
 }
 
+void Samples::Add(const Samples& other) {
+  for (const double value : other.kept_) Add(value);
+}
+
 Summary Samples::Summarize() const {
   Summary summary;
   summary.count = count_;

@@ -22,6 +22,8 @@ class Samples {
   explicit Samples(size_t capacity = size_t{1} << 22) : capacity_(capacity) {}
 
   void Add(double value);
+  // Adds the values that `other` kept: all of them, up to its capacity.
+  void Add(const Samples& other);
   Summary Summarize() const;
 
  private:

@@ -1,4 +1,4 @@
-// The loops behind MeasureLimits, one set for each instruction set.
+// The loops behind LimitMeter, one set for each instruction set.
 #pragma once
 
 #include <cstddef>

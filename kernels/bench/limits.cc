@@ -130,11 +130,4 @@ MachineLimits LimitMeter::Measure(int rounds) {
   return limits;
 }
 
-absl::StatusOr<MachineLimits> MeasureLimits(int threads) {
-  absl::StatusOr<LimitMeter> meter = LimitMeter::Create(threads);
-  if (!meter.ok()) return meter.status();
-  constexpr int kRounds = 16;
-  return meter->Measure(kRounds);
-}
-
 }  // namespace marcoro

@@ -42,7 +42,4 @@ class LimitMeter {
   std::unique_ptr<State> state_;
 };
 
-// Both in one call, in about half a second.
-absl::StatusOr<MachineLimits> MeasureLimits(int threads);
-
 }  // namespace marcoro

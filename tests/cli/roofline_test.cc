@@ -1,5 +1,6 @@
 #include "deploy/cli/roofline.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "deploy/cli/bench_report.h"
@@ -57,22 +58,56 @@ TEST(RooflineTest, SmallBatchesAreBoundByReadingAndLargeOnesByArithmetic) {
   EXPECT_DOUBLE_EQ(DecodeSeconds(*cost, limits, 32), 64 * (kLinear + kHead) / 200e9);
 }
 
-TEST(RooflineTest, ReportsCompareTheMedianStepWithTheBetterLimits) {
+TEST(RooflineTest, ARoundComparesItsMedianStepWithTheMeanOfTheLimitsAroundIt) {
   ModelCost cost;
-  cost.weight_bytes = 10e9;
+  cost.weight_bytes = 15e9;
   MachineLimits before, after;
   before.read_bytes_per_second = 20e9;
   after.read_bytes_per_second = 40e9;
   before.bf16_flops = after.bf16_flops = 1e12;
   LoadResult result;
-  for (const double gap : {0.4, 0.5, 9.0}) result.inter_token.Add(gap);
+  for (const double gap : {0.4, 1.0, 9.0}) result.inter_token.Add(gap);
   result.succeeded = 1;
   result.output_tokens = 4;
   result.seconds = 10;
-  const RooflineReport report = CompareWithLimits(before, after, cost, 1, result);
-  EXPECT_DOUBLE_EQ(report.shortest_step_seconds, 0.25);
-  EXPECT_DOUBLE_EQ(report.decode_ratio(), 0.5);
-  EXPECT_EQ(report.prefill_ratio(), 0);
+  const RooflineRound round = CompareWithLimits(before, after, cost, 1, result);
+  EXPECT_DOUBLE_EQ(round.shortest_step_seconds, 0.5);
+  EXPECT_DOUBLE_EQ(round.decode_ratio(), 0.5);
+  EXPECT_EQ(round.prefill_ratio(), 0);
+}
+
+TEST(RooflineTest, TheReportTellsTheMedianOfTheRoundsThatMeasuredSomething) {
+  RooflineReport report;
+  for (const double seconds : {0.5, 0.25, 0.0, 1.0}) {
+    RooflineRound& round = report.rounds.emplace_back();
+    round.step_seconds = seconds;
+    round.shortest_step_seconds = 0.2;
+  }
+  EXPECT_THAT(report.decode_ratios(), testing::ElementsAre(0.2, 0.4, 0.8));
+  EXPECT_DOUBLE_EQ(Median(report.decode_ratios()), 0.4);
+  EXPECT_DOUBLE_EQ(Median({1, 2, 3, 4}), 2);
+  EXPECT_EQ(Median({}), 0);
+  EXPECT_THAT(report.prefill_ratios(), testing::IsEmpty());
+}
+
+TEST(LoadResultTest, PartsOfARunAddUp) {
+  LoadResult sum, part;
+  part.inter_token.Add(1);
+  part.inter_token.Add(3);
+  part.succeeded = 2;
+  part.failed = 1;
+  part.seconds = 1.5;
+  part.errors["UNAVAILABLE"] = 1;
+  part.first_error["UNAVAILABLE"] = "first";
+  sum.Add(part);
+  part.first_error["UNAVAILABLE"] = "second";
+  sum.Add(part);
+  EXPECT_EQ(sum.inter_token.Summarize().count, 4);
+  EXPECT_DOUBLE_EQ(sum.inter_token.Summarize().mean, 2);
+  EXPECT_EQ(sum.succeeded, 4);
+  EXPECT_DOUBLE_EQ(sum.seconds, 3);
+  EXPECT_EQ(sum.errors["UNAVAILABLE"], 2);
+  EXPECT_EQ(sum.first_error["UNAVAILABLE"], "first");
 }
 
 TEST(RooflineTest, OutputsOfOneTokenMeasurePrefill) {
@@ -86,11 +121,11 @@ TEST(RooflineTest, OutputsOfOneTokenMeasurePrefill) {
   result.output_tokens = 5;
   result.prompt_tokens = 500;  // 100 each
   result.seconds = 2;
-  const RooflineReport report = CompareWithLimits(limits, limits, cost, 1, result);
+  const RooflineRound round = CompareWithLimits(limits, limits, cost, 1, result);
   // 5 prompts * 2 * 100 tokens * 1e9 weights in 2 seconds.
-  EXPECT_DOUBLE_EQ(report.prefill_flops, 5e11);
-  EXPECT_DOUBLE_EQ(report.prefill_ratio(), 0.5);
-  EXPECT_EQ(report.decode_ratio(), 0);
+  EXPECT_DOUBLE_EQ(round.prefill_flops, 5e11);
+  EXPECT_DOUBLE_EQ(round.prefill_ratio(), 0.5);
+  EXPECT_EQ(round.decode_ratio(), 0);
 }
 
 }  // namespace
