@@ -211,7 +211,7 @@ absl::Status RunRounds(const BenchFlags& flags,
   auto meter = LimitMeter::Create(Processors());
   if (!meter.ok()) return meter.status();
   constexpr uint64_t kMostRounds = 16;
-  constexpr int kMeasurements = 4;
+  constexpr int kMeasurements = 5;
   RooflineReport& roofline = report->roofline.emplace();
   roofline.cost = *cost;
   roofline.batch = flags.concurrency;
@@ -220,13 +220,13 @@ absl::Status RunRounds(const BenchFlags& flags,
                                      static_cast<uint64_t>(flags.concurrency));
   uint64_t sent = 0;
   const absl::Time end = absl::Now() + report->options.duration;
-  MachineLimits before = meter->Measure(kMeasurements);
+  MachineLimits before = meter->MeasureUsual(kMeasurements);
   while (sent < report->options.requests && absl::Now() < end && !report->result.gave_up) {
     part.requests = std::min(part.requests, report->options.requests - sent);
     part.duration = end - absl::Now();
     const LoadResult result = RunLoad(part, request, flags.warmup + sent);
     sent += part.requests;
-    const MachineLimits after = meter->Measure(kMeasurements);
+    const MachineLimits after = meter->MeasureUsual(kMeasurements);
     roofline.rounds.push_back(CompareWithLimits(before, after, *cost, roofline.batch, result));
     report->result.Add(result);
     before = after;

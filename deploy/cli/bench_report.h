@@ -13,7 +13,7 @@ namespace marcoro {
 
 // A part of the run and the machine's limits just before and after it.
 struct RooflineRound {
-  MachineLimits limits;  // the mean of both
+  MachineLimits limits;  // the mean of both, each the median of some measurements
   // The median inter-token time beside the shortest possible decode step; 0 without one.
   double step_seconds = 0, shortest_step_seconds = 0;
   // Operations per second beside the peak; 0 unless outputs are of one token.

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "kernels/bench/limit_loops.h"
 #include "kernels/cpu/features.h"
@@ -66,6 +67,12 @@ double SecondsOf(const Function& function) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+double Middle(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 }  // namespace
 
 struct LimitMeter::State {
@@ -118,6 +125,15 @@ LimitMeter::LimitMeter(std::unique_ptr<State> state) : state_(std::move(state)) 
 LimitMeter::LimitMeter(LimitMeter&&) noexcept = default;
 LimitMeter& LimitMeter::operator=(LimitMeter&&) noexcept = default;
 LimitMeter::~LimitMeter() = default;
+
+MachineLimits LimitMeter::MeasureUsual(int rounds) {
+  std::vector<double> rates, flops;
+  for (int round = 0; round < rounds; ++round) {
+    rates.push_back(state_->ReadBytesPerSecond());
+    for (int i = 0; i < kMultiplyAddRepeats; ++i) flops.push_back(state_->FlopsPerSecond());
+  }
+  return {Middle(std::move(rates)), Middle(std::move(flops))};
+}
 
 MachineLimits LimitMeter::Measure(int rounds) {
   MachineLimits limits;

@@ -33,8 +33,11 @@ class LimitMeter {
   LimitMeter& operator=(LimitMeter&&) noexcept;
   ~LimitMeter();
 
-  // The best of `rounds` rounds, each about 20 ms.
+  // The best of `rounds` rounds, each about 20 ms: what to hold the best run of an operation
+  // against.
   MachineLimits Measure(int rounds);
+  // The middle ones of `rounds` rounds: what to hold the usual run of something against.
+  MachineLimits MeasureUsual(int rounds);
 
  private:
   struct State;
