@@ -11,7 +11,7 @@ set -euo pipefail
 build_packages=(
   build-essential ca-certificates ccache cmake git ninja-build pkg-config python3
   libabsl-dev libbenchmark-dev libcurl4-openssl-dev libgloo-dev libgmock-dev libgrpc++-dev libgtest-dev libprotobuf-dev
-  libsentencepiece-dev libspdlog-dev libssl-dev nlohmann-json3-dev prometheus-cpp-dev protobuf-compiler
+  libsentencepiece-dev libspdlog-dev libssl-dev libyaml-cpp-dev nlohmann-json3-dev prometheus-cpp-dev protobuf-compiler
   protobuf-compiler-grpc
 )
 dev_packages=(
@@ -19,7 +19,11 @@ dev_packages=(
   iproute2 procps python3-grpcio python3-protobuf python3-venv python3-yaml shellcheck
 )
 # Those whose libraries the binaries link; the libraries' own packages are named differently from system to system.
-linked_packages=(libgloo-dev libgrpc++-dev libprotobuf-dev libspdlog-dev libssl-dev prometheus-cpp-dev)
+linked_packages=(
+  libcurl4-openssl-dev libgloo-dev libgrpc++-dev libprotobuf-dev libspdlog-dev libssl-dev libyaml-cpp-dev prometheus-cpp-dev
+)
+# What the binaries need besides: the authorities that vouch for a hub.
+needed_packages=(ca-certificates)
 # Go programs that the tests call, pinned: name, package and version. They go to $GOBIN or $GOPATH/bin.
 go_tools=(
   'ghz github.com/bojand/ghz/cmd/ghz@v0.121.0'
@@ -85,6 +89,7 @@ runtime_packages() {
   apt-cache show "${linked_packages[0]}" >/dev/null 2>&1 || update_lists >&2
   apt-cache depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances "${linked_packages[@]}" |
     sed -n 's/^ *Depends: \(lib[^<]*\)$/\1/p' | grep -v -e '-dev$' -e '-cpp-push' | sort -u
+  printf '%s\n' "${needed_packages[@]}"
 }
 
 # promtool and haproxy come in packages whose installation would start servers: unpacked below build/tools instead.

@@ -16,9 +16,10 @@ DType WorkerConfig::activation_dtype() const {
 namespace {
 
 void AddModelFlags(WorkerConfig* config, FlagTable* table) {
-  table->Add(
-      "model", &config->model,
-      {.value = "DIR", .help = "Folder of the checkpoint, as a hub serves it.", .required = true});
+  table->Add("model", &config->model,
+             {.value = "MODEL",
+              .help = "Folder of a checkpoint, as a hub serves it, or a merge recipe (.yml).",
+              .required = true});
   table->Add(
       "load-format", &config->load_format,
       {.value = "safetensors|random",

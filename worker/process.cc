@@ -32,8 +32,11 @@
 #include "worker/service/worker_service.h"
 #include "worker/signals.h"
 #include "worker/weights/checkpoint_source.h"
+#include "worker/weights/hub_cache.h"
 #include "worker/weights/identity.h"
 #include "worker/weights/loader.h"
+#include "worker/weights/merge/merge_source.h"
+#include "worker/weights/merge/plan.h"
 #include "worker/weights/progress.h"
 #include "worker/weights/random_source.h"
 
@@ -77,20 +80,51 @@ int ThreadsPerRank(const WorkerConfig& config) {
   return std::max(1, processors / config.world_size);
 }
 
-absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
-  OpenedModel model;
+bool IsRecipe(const std::string& model) {
+  return absl::EndsWith(model, ".yml") || absl::EndsWith(model, ".yaml");
+}
+
+// What clients and metrics call the model: the folder, or the recipe without its ending.
+std::string ModelName(const WorkerConfig& config) {
+  const std::filesystem::path path = std::filesystem::path(config.model).lexically_normal();
+  return (IsRecipe(config.model) ? path.stem() : path.filename()).string();
+}
+
+absl::Status OpenCheckpoint(const WorkerConfig& config, OpenedModel& model) {
   auto model_config = LoadModelConfig(config.model);
   if (!model_config.ok()) return model_config.status();
   model.config = *std::move(model_config);
+  if (config.load_format == "random") return absl::OkStatus();
+  auto source = CheckpointSource::Open(config.model);
+  if (!source.ok()) return source.status();
+  model.source = *std::move(source);
+  return absl::OkStatus();
+}
+
+// The parents that a recipe names are merged while they are loaded.
+absl::Status OpenRecipe(const WorkerConfig& config, OpenedModel& model) {
+  auto plan = PlanMerge(config.model, [](const std::string& name) { return FindInHubCache(name); });
+  if (!plan.ok()) return plan.status();
+  if (config.rank == 0) {
+    for (const std::string& warning : plan->warnings) spdlog::warn("{}", warning);
+  }
+  model.config = plan->config;
+  if (config.load_format == "random") return absl::OkStatus();
+  auto source = MergeSource::Open(*std::move(plan));
+  if (!source.ok()) return source.status();
+  model.source = *std::move(source);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
+  OpenedModel model;
+  absl::Status opened =
+      IsRecipe(config.model) ? OpenRecipe(config, model) : OpenCheckpoint(config, model);
+  if (!opened.ok()) return opened;
   if (absl::Status status = CheckTensorParallel(model.config, config.world_size); !status.ok())
     return status;
-
   if (config.load_format == "random") {
     model.source = std::make_unique<RandomSource>(model.config, config.random_seed);
-  } else {
-    auto source = CheckpointSource::Open(config.model);
-    if (!source.ok()) return source.status();
-    model.source = *std::move(source);
   }
   auto backend = CreateBackend({.name = config.backend,
                                 .threads = ThreadsPerRank(config),
@@ -296,12 +330,11 @@ absl::Status RunWorker(const WorkerConfig& config) {
   auto model = OpenModel(config);
   if (!model.ok()) return ExplainMemory(model.status(), config);
 
-  WorkerMetrics metrics(
-      {.model = std::filesystem::path(config.model).lexically_normal().filename().string(),
-       .numerics_fingerprint = model->fingerprint,
-       .backend = std::string(model->backend->name()),
-       .quantization = config.weights,
-       .tensor_parallel = config.world_size});
+  WorkerMetrics metrics({.model = ModelName(config),
+                         .numerics_fingerprint = model->fingerprint,
+                         .backend = std::string(model->backend->name()),
+                         .quantization = config.weights,
+                         .tensor_parallel = config.world_size});
   if (!config.metrics.empty()) {
     auto server = WorkerMetrics::Server::Start(config.metrics, metrics);
     if (!server.ok()) return server.status();

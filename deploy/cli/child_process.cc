@@ -16,12 +16,13 @@ namespace marcoro {
 namespace {
 
 // Between fork and exec only async-signal-safe calls are allowed.
-[[noreturn]] void RunChild(char* const* arguments, pid_t parent) {
+[[noreturn]] void RunChild(char* const* arguments, pid_t parent, int output) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(1);  // the parent died before the line above
   setpgid(0, 0);
   const int null = open("/dev/null", O_RDONLY);
   if (null >= 0) dup2(null, STDIN_FILENO);
+  if (output >= 0) dup2(output, STDOUT_FILENO);
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -35,7 +36,7 @@ namespace {
 
 }  // namespace
 
-absl::StatusOr<pid_t> StartProcess(const std::vector<std::string>& arguments) {
+absl::StatusOr<pid_t> StartProcess(const std::vector<std::string>& arguments, int output) {
   std::vector<char*> pointers;
   for (const std::string& argument : arguments)
     pointers.push_back(const_cast<char*>(argument.c_str()));
@@ -43,7 +44,7 @@ absl::StatusOr<pid_t> StartProcess(const std::vector<std::string>& arguments) {
   const pid_t parent = getpid();
   const pid_t child = fork();
   if (child < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot start ", arguments[0]));
-  if (child == 0) RunChild(pointers.data(), parent);
+  if (child == 0) RunChild(pointers.data(), parent, output);
   setpgid(child, child);  // here too, so that it holds whoever runs first
   return child;
 }

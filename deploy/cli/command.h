@@ -14,5 +14,9 @@ int ChatCommand(const std::vector<std::string>& arguments);
 int ScoreCommand(const std::vector<std::string>& arguments);
 int BenchCommand(const std::vector<std::string>& arguments);
 int InspectCommand(const std::vector<std::string>& arguments);
+int PullCommand(const std::vector<std::string>& arguments);
+int EvalCommand(const std::vector<std::string>& arguments);
+int MergeCommand(const std::vector<std::string>& arguments);
+int QuantizeCommand(const std::vector<std::string>& arguments);
 
 }  // namespace marcoro

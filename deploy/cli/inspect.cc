@@ -108,7 +108,7 @@ std::string AsJson(const CheckpointDescription& checkpoint, bool tensors) {
                {"config", ConfigJson(checkpoint.config)},
                {"parameters", checkpoint.parameters},
                {"stored_bytes", checkpoint.stored_bytes},
-               {"quantization", checkpoint.config.quantization},
+               {"quantization", checkpoint.quantization},
                {"kv_bytes_per_token", checkpoint.kv_bytes_per_token},
                {"chat_template", TemplateName(checkpoint)},
                {"tokenizer_files", checkpoint.tokenizer_files},
@@ -185,7 +185,7 @@ std::string AsText(const CheckpointDescription& checkpoint, bool tensors) {
     text += Row(absl::StrCat("stored as ", dtype),
                 absl::StrCat(totals.tensors, " tensors, ", Bytes(totals.bytes)));
   }
-  text += Row("quantization", config.quantization.empty() ? "none" : config.quantization);
+  text += Row("quantization", checkpoint.quantization.empty() ? "none" : checkpoint.quantization);
   text += Row("chat template", TemplateName(checkpoint));
   text += Row("tokenizer files", checkpoint.tokenizer_files.empty()
                                      ? "none: only token ids can be served"

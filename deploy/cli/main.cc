@@ -22,6 +22,10 @@ constexpr Command kCommands[] = {
     {"score", marcoro::ScoreCommand, "tell how likely the model finds a text"},
     {"bench", marcoro::BenchCommand, "put load on a server and measure its answers"},
     {"inspect", marcoro::InspectCommand, "tell what a checkpoint is"},
+    {"eval", marcoro::EvalCommand, "compare models: perplexity and accuracy"},
+    {"pull", marcoro::PullCommand, "download a model from a hub"},
+    {"merge", marcoro::MergeCommand, "write the checkpoint that a recipe describes"},
+    {"quantize", marcoro::QuantizeCommand, "write a checkpoint in FP8"},
 };
 
 void PrintUsage(FILE* file) {

@@ -12,6 +12,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "deploy/cli/command.h"
+#include "deploy/cli/model_input.h"
+#include "deploy/cli/provide_model.h"
+#include "deploy/cli/recipe_folder.h"
 #include "deploy/cli/serve_plan.h"
 #include "deploy/cli/supervisor.h"
 #include "grpc/health/v1/health.grpc.pb.h"
@@ -91,7 +94,17 @@ std::vector<Unit> MakeUnits(const ServeConfig& config, const ServeAddresses& add
   return units;
 }
 
-absl::Status Serve(const ServeConfig& config) {
+absl::Status Serve(ServeConfig config) {
+  const absl::StatusOr<ProvidedModel> model = ProvideModel(config.model, PullSettings());
+  if (!model.ok()) return model.status();
+  UseModel(*model, &config);
+  std::unique_ptr<RecipeFolder> folder;
+  if (IsRecipe(config.model)) {
+    auto created = RecipeFolder::Create(config.model);
+    if (!created.ok()) return created.status();
+    folder = *std::move(created);
+    UseRecipeFolder(folder->path(), &config);
+  }
   auto addresses = ChooseAddresses(config);
   if (!addresses.ok()) return addresses.status();
   Supervisor::BlockSignals();  // before MakeUnits, which starts gRPC's threads

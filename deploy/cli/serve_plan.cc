@@ -1,38 +1,18 @@
 #include "deploy/cli/serve_plan.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
+#include <filesystem>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "coordinator/config.h"
+#include "deploy/cli/free_port.h"
 #include "worker/config.h"
 
 namespace marcoro {
 namespace {
-
-// A TCP port of the loopback interface that nobody uses. Its socket is returned open, so that the
-// next call finds another.
-absl::StatusOr<std::pair<int, int>> BindFreePort() {
-  const int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  if (descriptor < 0 || bind(descriptor, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
-      getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
-    return absl::ErrnoToStatus(errno, "cannot find a free port");
-  }
-  return std::make_pair(descriptor, int{ntohs(address.sin_port)});
-}
 
 // host and port of "host:port".
 absl::StatusOr<std::pair<std::string, int>> SplitAddress(const std::string& flag,
@@ -101,14 +81,18 @@ absl::Status CheckFlags(const FlagTable& table, const std::vector<std::string>& 
 
 FlagTable ServeFlags(ServeConfig* config) {
   FlagTable table(
-      "usage: marcoro serve --model=DIR [--tp=N] [--replicas=R] [flags]\n\n"
+      "usage: marcoro serve --model=MODEL [--tp=N] [--replicas=R] [flags]\n\n"
       "Starts a coordinator and R groups of N tensor-parallel workers on this host, starts again "
       "what dies, and leaves no process "
       "behind.\nEvery other flag of marcoro-worker and marcoro-coordinator is passed on to whom it "
       "belongs.");
   table.Add(
       "model", &config->model,
-      {.value = "DIR", .help = "Folder of the checkpoint, as a hub serves it.", .required = true});
+      {.value = "MODEL",
+       .help =
+           "Folder of a checkpoint, merge recipe (.yml), or ORG/NAME[@REVISION] of a hub, which "
+           "is downloaded if the cache does not have it.",
+       .required = true});
   table.Add("tp", &config->tp,
             {.value = "N",
              .help = "Tensor-parallel ranks of each replica: 1, 2, 4 or 8.",
@@ -163,6 +147,20 @@ absl::StatusOr<ServeConfig> ParseServe(const std::vector<std::string>& arguments
   return config;
 }
 
+void UseModel(const ProvidedModel& model, ServeConfig* config) {
+  config->model = model.path;
+  // In front: what is given last counts.
+  std::vector<std::string>& flags = config->coordinator_flags;
+  if (!model.name.empty()) flags.insert(flags.begin(), "--model-name=" + model.name);
+}
+
+void UseRecipeFolder(const std::string& folder, ServeConfig* config) {
+  config->coordinator_model = folder;
+  std::vector<std::string>& flags = config->coordinator_flags;
+  flags.insert(flags.begin(),
+               "--model-name=" + std::filesystem::path(config->model).stem().string());
+}
+
 absl::StatusOr<ServeAddresses> ChooseAddresses(const ServeConfig& config) {
   // The launcher must know where its parts are, so it cannot leave the choice of a port to them.
   const auto listen = SplitAddress("listen", config.listen);
@@ -172,15 +170,12 @@ absl::StatusOr<ServeAddresses> ChooseAddresses(const ServeConfig& config) {
         absl::StrCat("--listen=", config.listen, ": serve needs a port, not 0"));
   }
   ServeAddresses addresses;
-  std::vector<int> descriptors;
-  const absl::Cleanup close_all = [&descriptors] {
-    for (const int descriptor : descriptors) close(descriptor);
-  };
+  std::vector<FreePort> ports;  // held until all are found, so that each is another
   for (int replica = 0; replica < config.replicas; ++replica) {
-    const auto bound = BindFreePort();
-    if (!bound.ok()) return bound.status();
-    descriptors.push_back(bound->first);
-    addresses.workers.push_back(absl::StrCat("127.0.0.1:", bound->second));
+    absl::StatusOr<FreePort> port = FreePort::Find();
+    if (!port.ok()) return port.status();
+    addresses.workers.push_back(absl::StrCat("127.0.0.1:", port->number()));
+    ports.push_back(*std::move(port));
   }
   if (config.metrics.empty()) return addresses;
   const auto metrics = SplitAddress("metrics", config.metrics);
@@ -219,7 +214,8 @@ std::vector<std::string> CoordinatorArguments(const ServeConfig& config,
                                               const std::string& programs) {
   std::vector<std::string> arguments = {
       programs + "/marcoro-coordinator",
-      absl::StrCat("--model=", config.model),
+      absl::StrCat("--model=",
+                   config.coordinator_model.empty() ? config.model : config.coordinator_model),
       absl::StrCat("--workers=", absl::StrJoin(addresses.workers, ",")),
       absl::StrCat("--listen=", config.listen),
       absl::StrCat("--metrics=", config.metrics),

@@ -7,12 +7,15 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "deploy/cli/provide_model.h"
 #include "deploy/flags/flag_table.h"
 
 namespace marcoro {
 
 struct ServeConfig {
   std::string model;
+  // Where the coordinator finds config.json and tokenizer; empty: in `model`.
+  std::string coordinator_model;
   int32_t tp = 1;
   int32_t replicas = 1;
   int32_t threads = 0;  // per rank; 0: the processors, shared by all ranks
@@ -31,6 +34,13 @@ FlagTable ServeFlags(ServeConfig* config);
 // --help and the like.
 absl::StatusOr<ServeConfig> ParseServe(const std::vector<std::string>& arguments,
                                        FlagTable::Parsed* parsed);
+
+// Serves what was provided for config->model. A snapshot's folder is called by its commit, so
+// clients shall know it by the hub's name, unless --model-name gives another.
+void UseModel(const ProvidedModel& model, ServeConfig* config);
+// The same for a recipe, whose model has a folder without weights for the coordinator; it is called
+// by the recipe's name.
+void UseRecipeFolder(const std::string& folder, ServeConfig* config);
 
 // Where the parts of a server listen.
 struct ServeAddresses {

@@ -308,32 +308,45 @@ constexpr MatmulKernel kKernel = {.step_columns = kStepColumns,
                                   .pack_tokens = PackTokens,
                                   .tile = Tile};
 
-// Packs one row of one panel; row is its place in the panel.
+// Packs one row of one panel; row is its place in the panel. The size of an element is known to the
+// compiler, so that whole steps are plain loads and stores.
+template <size_t kElementBytes>
+void PackElements(const PanelLayout& layout, int segments, const char* source, int row,
+                  char* panel) {
+  constexpr size_t kPairBytes = 2 * kElementBytes;
+  constexpr size_t kStepBytes = 2 * kPairBytes;
+  constexpr size_t kBlockBytes = kBlockRows * kStepBytes;
+  // FP8 alternates the column pairs every 4 rows, BF16 every 16.
+  constexpr int kAlternation = kElementBytes == 1 ? 4 : kBlockRows;
+  constexpr size_t kSecondOffset = kAlternation * kPairBytes;
+  const int row_in_block = row % kBlockRows;
+  char* to = panel + row / kBlockRows * kBlockBytes +
+             row_in_block / kAlternation * 2 * kSecondOffset +
+             row_in_block % kAlternation * kPairBytes;
+  const auto step = [&to](const char* elements) {
+    std::memcpy(to, elements, kPairBytes);
+    std::memcpy(to + kSecondOffset, elements + kPairBytes, kPairBytes);
+    to += 2 * kBlockBytes;
+  };
+  const int64_t segment_bytes = layout.segment_columns * static_cast<int64_t>(kElementBytes);
+  const int64_t rest_bytes = segment_bytes % static_cast<int64_t>(kStepBytes);
+  for (int segment = 0; segment < segments; ++segment) {
+    const char* end = source + segment_bytes;
+    for (; source + kStepBytes <= end; source += kStepBytes) step(source);
+    if (rest_bytes == 0) continue;
+    char elements[kStepBytes] = {};
+    std::memcpy(elements, source, static_cast<size_t>(rest_bytes));
+    step(elements);
+    source = end;
+  }
+}
+
 void PackRow(const PanelLayout& layout, int segments, size_t element_bytes, const char* source,
              int row, char* panel) {
-  const size_t pair_bytes = 2 * element_bytes;
-  const size_t block_bytes = kBlockRows * 2 * pair_bytes;
-  const int row_in_block = row % kBlockRows;
-  // FP8 alternates the column pairs every 4 rows, BF16 every 16.
-  const int alternation = element_bytes == 1 ? 4 : kBlockRows;
-  const size_t second_offset = alternation * pair_bytes;
-  char* to = panel + row / kBlockRows * block_bytes +
-             row_in_block / alternation * 2 * second_offset +
-             row_in_block % alternation * pair_bytes;
-  for (int segment = 0; segment < segments; ++segment) {
-    int64_t bytes_left = layout.segment_columns * static_cast<int64_t>(element_bytes);
-    for (int64_t step = 0; step < layout.segment_steps; ++step) {
-      char elements[8] = {};
-      const int64_t bytes = bytes_left < static_cast<int64_t>(2 * pair_bytes)
-                                ? bytes_left
-                                : static_cast<int64_t>(2 * pair_bytes);
-      std::memcpy(elements, source, bytes);
-      std::memcpy(to, elements, pair_bytes);
-      std::memcpy(to + second_offset, elements + pair_bytes, pair_bytes);
-      source += bytes;
-      bytes_left -= bytes;
-      to += 2 * block_bytes;
-    }
+  if (element_bytes == 1) {
+    PackElements<1>(layout, segments, source, row, panel);
+  } else {
+    PackElements<2>(layout, segments, source, row, panel);
   }
 }
 

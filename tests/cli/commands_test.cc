@@ -205,9 +205,8 @@ TEST_F(CommandsTest, BenchComparesWithTheMachinesLimits) {
 // on one of its own threads: of 16 rounds that happened in about every eighth run.
 TEST_F(CommandsTest, BenchOutlivesTheConnectionsOfManyRounds) {
   for (int run = 0; run < 3; ++run) {
-    const Finished finished =
-        Run({"bench", "--roofline", "--json=-", "--requests=64", "--concurrency=4",
-             "--prompt-tokens=4", "--output-tokens=1"});
+    const Finished finished = Run({"bench", "--roofline", "--json=-", "--requests=64",
+                                   "--concurrency=4", "--prompt-tokens=4", "--output-tokens=1"});
     ASSERT_EQ(finished.exit_code, 0) << finished.err;
     const Json report = Json::parse(finished.out, nullptr, /*allow_exceptions=*/false);
     EXPECT_EQ(report["succeeded"], 64);

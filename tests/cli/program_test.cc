@@ -10,7 +10,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr const char* kCommands[] = {"serve", "generate", "chat", "score", "bench", "inspect"};
+constexpr const char* kCommands[] = {"serve",   "generate", "chat", "score", "bench",
+                                     "inspect", "eval",     "pull", "merge", "quantize"};
 
 Finished Marcoro(std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), Program("marcoro"));

@@ -11,6 +11,7 @@ namespace {
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsSupersetOf;
 using ::testing::Not;
 
 absl::StatusOr<ServeConfig> Parse(const std::vector<std::string>& arguments) {
@@ -49,7 +50,7 @@ TEST(ParseServeTest, WhatServeDecidesItselfIsRefused) {
 TEST(ParseServeTest, UnknownFlagsArgumentsAndMissingModelsAreNamed) {
   EXPECT_THAT(Error({"--model=dir", "--bogus=1"}), HasSubstr("--bogus"));
   EXPECT_THAT(Error({"--model=dir", "extra"}), HasSubstr("'extra'"));
-  EXPECT_THAT(Error({}), HasSubstr("--model=DIR is missing"));
+  EXPECT_THAT(Error({}), HasSubstr("--model=MODEL is missing"));
 }
 
 TEST(ParseServeTest, FlagsOfThePartsAreCheckedBeforeAnythingStarts) {
@@ -77,6 +78,42 @@ TEST(ServePlanTest, RankZeroListensAndItsPeersFindIt) {
       WorkerArguments(*config, TwoReplicas(), /*replica=*/1, /*rank=*/1, 8, kPrograms),
       ElementsAre("/bin/of/the/build/marcoro-worker", "--model=dir", "--world-size=2", "--rank=1",
                   "--threads=2", "--root=127.0.0.1:1002", "--drain-timeout=7s"));
+}
+
+TEST(UseModelTest, AModelOfAHubIsServedFromItsFolderUnderItsName) {
+  auto config = Parse({"--model=org/model"});
+  ASSERT_TRUE(config.ok());
+  UseModel({.path = "/cache/snapshots/0123", .name = "org/model"}, &*config);
+  EXPECT_THAT(CoordinatorArguments(*config, TwoReplicas(), kPrograms),
+              IsSupersetOf({"--model=/cache/snapshots/0123", "--model-name=org/model"}));
+  EXPECT_THAT(WorkerArguments(*config, TwoReplicas(), 0, 0, 1, kPrograms),
+              Contains("--model=/cache/snapshots/0123"));
+}
+
+TEST(UseModelTest, AGivenNameComesLastAndSoCounts) {
+  auto config = Parse({"--model=org/model", "--model-name=mine"});
+  ASSERT_TRUE(config.ok());
+  UseModel({.path = "/cache/snapshots/0123", .name = "org/model"}, &*config);
+  EXPECT_THAT(config->coordinator_flags,
+              ElementsAre("--model-name=org/model", "--model-name=mine"));
+}
+
+TEST(UseModelTest, AFolderIsServedAsItIs) {
+  auto config = Parse({"--model=dir"});
+  ASSERT_TRUE(config.ok());
+  UseModel({.path = "dir", .name = ""}, &*config);
+  EXPECT_EQ(config->model, "dir");
+  EXPECT_TRUE(config->coordinator_flags.empty());
+}
+
+TEST(UseModelTest, ARecipeIsMergedByTheWorkersAndCalledByItsName) {
+  auto config = Parse({"--model=recipes/marcoro.yml"});
+  ASSERT_TRUE(config.ok());
+  UseRecipeFolder("/tmp/made", &*config);
+  EXPECT_THAT(CoordinatorArguments(*config, TwoReplicas(), kPrograms),
+              IsSupersetOf({"--model=/tmp/made", "--model-name=marcoro"}));
+  EXPECT_THAT(WorkerArguments(*config, TwoReplicas(), 0, 0, 1, kPrograms),
+              Contains("--model=recipes/marcoro.yml"));
 }
 
 TEST(ServePlanTest, EveryRankHasAThreadHoweverFewProcessorsThereAre) {

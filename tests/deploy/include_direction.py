@@ -36,8 +36,10 @@ ALLOWED = {
     "coordinator/api": (*PUBLIC_PROTO, WORKER_PROTO, "coordinator/text", "coordinator/admission", "coordinator/routing"),
     "coordinator": ("deploy/flags",),
     "deploy/flags": (),
+    # Fills the cache that worker/weights finds models in.
+    "deploy/hub": ("worker/weights/hub_cache.h", "worker/model/text_file.h", "kernels/check.h"),
     # A client of both; it passes flags on to both, and looks into checkpoints and at this machine's limits itself.
-    "deploy/cli": (*PUBLIC_PROTO, WORKER_PROTO, "deploy/flags", "coordinator/config.h", "coordinator/text",
+    "deploy/cli": (*PUBLIC_PROTO, WORKER_PROTO, "deploy/flags", "deploy/hub", "coordinator/config.h", "coordinator/text",
                    "worker/config.h", "worker/weights", "worker/model", "kernels"),
     "tests": ("coordinator", "worker", "kernels", "deploy", *PUBLIC_PROTO, WORKER_PROTO),
 }

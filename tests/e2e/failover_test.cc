@@ -74,13 +74,13 @@ TEST(FailoverTest, AStreamGoesOnWhenRankZeroOfAGroupIsKilled) {
 
 TEST(FailoverTest, AStreamGoesOnWhenAPeerRankHangs) {
   ExpectFailover(
-      {.tp = 2, .replicas = 2, .flags = {"--collective-timeout=2s"}},
+      {.tp = 2, .replicas = 2, .flags = {"--collective-timeout=4s"}},
       [](Cluster& cluster, int replica) { kill(cluster.WorkerPid(replica, 1), SIGSTOP); });
 }
 
 TEST(FailoverTest, AStreamGoesOnWhenAPeerRankHangsOverGloo) {
   ExpectFailover(
-      {.tp = 2, .replicas = 2, .flags = {"--collective-timeout=2s", "--collective=gloo"}},
+      {.tp = 2, .replicas = 2, .flags = {"--collective-timeout=4s", "--collective=gloo"}},
       [](Cluster& cluster, int replica) { kill(cluster.WorkerPid(replica, 1), SIGSTOP); });
 }
 

@@ -1,5 +1,6 @@
 #include "worker/model/parameters.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -49,7 +50,7 @@ class Allocator {
   absl::Status status_;
 };
 
-LayerParameters AllocateLayer(const ModelConfig& config, int world_size, DType dtype,
+LayerParameters AllocateLayer(const ModelConfig& config, int world_size, const LayerDTypes& dtypes,
                               Allocator& allocator) {
   const int64_t hidden = config.hidden_size;
   const int64_t query = int64_t{config.heads} / world_size * config.head_dim;
@@ -59,11 +60,18 @@ LayerParameters AllocateLayer(const ModelConfig& config, int world_size, DType d
   LayerParameters layer;
   layer.attention_norm.resize(static_cast<size_t>(hidden));
   layer.ffn_norm.resize(static_cast<size_t>(hidden));
-  layer.qkv = allocator.Weight({dtype, query + 2 * key_value, hidden, 1});
-  layer.o_proj = allocator.Weight({dtype, hidden, query, segments});
-  layer.gate_up = allocator.Weight({dtype, 2 * ffn, hidden, 1});
-  layer.down = allocator.Weight({dtype, hidden, ffn, segments});
+  layer.qkv = allocator.Weight({dtypes.qkv, query + 2 * key_value, hidden, 1});
+  layer.o_proj = allocator.Weight({dtypes.o_proj, hidden, query, segments});
+  layer.gate_up = allocator.Weight({dtypes.gate_up, 2 * ffn, hidden, 1});
+  layer.down = allocator.Weight({dtypes.down, hidden, ffn, segments});
   return layer;
+}
+
+bool HasDType(absl::Span<const LayerDTypes> layers, DType dtype) {
+  return std::any_of(layers.begin(), layers.end(), [dtype](const LayerDTypes& layer) {
+    return layer.qkv == dtype || layer.o_proj == dtype || layer.gate_up == dtype ||
+           layer.down == dtype;
+  });
 }
 
 }  // namespace
@@ -74,13 +82,23 @@ int64_t LogitShardRows(const ModelConfig& config, int world_size) {
 
 absl::StatusOr<ModelParameters> AllocateParameters(const ModelConfig& config, const Shard& shard,
                                                    DType linear_dtype, Backend& backend) {
+  const std::vector<LayerDTypes> linear_dtypes(
+      static_cast<size_t>(config.layers),
+      {.qkv = linear_dtype, .o_proj = linear_dtype, .gate_up = linear_dtype, .down = linear_dtype});
+  return AllocateParameters(config, shard, linear_dtypes, backend);
+}
+
+absl::StatusOr<ModelParameters> AllocateParameters(const ModelConfig& config, const Shard& shard,
+                                                   absl::Span<const LayerDTypes> linear_dtypes,
+                                                   Backend& backend) {
   if (absl::Status status = CheckTensorParallel(config, shard.world_size); !status.ok()) {
     return status;
   }
   MARCORO_CHECK(shard.rank >= 0 && shard.rank < shard.world_size);
-  MARCORO_CHECK(linear_dtype != DType::kF16);
+  MARCORO_CHECK(!HasDType(linear_dtypes, DType::kF16));
+  MARCORO_CHECK(linear_dtypes.size() == static_cast<size_t>(config.layers));
   const bool reference = backend.name().substr(0, 9) == "reference";
-  if (linear_dtype == DType::kF32 && !reference) {
+  if (HasDType(linear_dtypes, DType::kF32) && !reference) {
     return absl::InvalidArgumentError(absl::StrCat(
         "float32 weights need the reference backend, not ", std::string(backend.name())));
   }
@@ -88,8 +106,8 @@ absl::StatusOr<ModelParameters> AllocateParameters(const ModelConfig& config, co
   Allocator allocator(backend, parameters.storage);
   const DType table_dtype = backend.activation_dtype();
   parameters.embedding = allocator.Matrix(table_dtype, config.vocabulary_size, config.hidden_size);
-  for (int32_t i = 0; i < config.layers; ++i) {
-    parameters.layers.push_back(AllocateLayer(config, shard.world_size, linear_dtype, allocator));
+  for (const LayerDTypes& dtypes : linear_dtypes) {
+    parameters.layers.push_back(AllocateLayer(config, shard.world_size, dtypes, allocator));
   }
   parameters.final_norm.resize(static_cast<size_t>(config.hidden_size));
   parameters.lm_head = allocator.Weight(

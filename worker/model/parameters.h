@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "worker/model/config.h"
 
@@ -39,8 +40,21 @@ struct ModelParameters {
 // Rows of lm_head that each rank holds: ⌈V / world_size⌉.
 int64_t LogitShardRows(const ModelConfig& config, int world_size);
 
-// Allocates every tensor of the shard in the backend's layout, zeroed. linear_dtype is kF8E4M3,
-// kBF16 or kF32; the embedding and lm_head are BF16, or F32 if the backend's activations are.
+// Formats of a layer's linear weights: each kF8E4M3, kBF16 or kF32.
+struct LayerDTypes {
+  DType qkv = DType::kF8E4M3;
+  DType o_proj = DType::kF8E4M3;
+  DType gate_up = DType::kF8E4M3;
+  DType down = DType::kF8E4M3;
+};
+
+// Allocates every tensor of the shard in the backend's layout, zeroed. linear_dtypes holds one
+// entry for each layer; the embedding and lm_head are BF16, or F32 if the backend's activations
+// are.
+absl::StatusOr<ModelParameters> AllocateParameters(const ModelConfig& config, const Shard& shard,
+                                                   absl::Span<const LayerDTypes> linear_dtypes,
+                                                   Backend& backend);
+// The same with one format for all linear weights.
 absl::StatusOr<ModelParameters> AllocateParameters(const ModelConfig& config, const Shard& shard,
                                                    DType linear_dtype, Backend& backend);
 

@@ -57,6 +57,20 @@ absl::StatusOr<std::vector<std::pair<std::string, std::string>>> ReadIndex(
 
 absl::StatusOr<std::unique_ptr<CheckpointSource>> CheckpointSource::Open(
     const std::string& directory) {
+  absl::StatusOr<std::unique_ptr<CheckpointSource>> source = OpenStored(directory);
+  if (!source.ok()) return source;
+  absl::StatusOr<std::optional<QuantizationScheme>> scheme = QuantizationScheme::Load(directory);
+  if (!scheme.ok()) return scheme.status();
+  if (!scheme->has_value()) return source;
+  absl::StatusOr<WeightScalesMap> scales = ReadWeightScales(**source, **scheme);
+  if (!scales.ok()) return scales.status();
+  (*source)->quantization_ = *std::move(scheme);
+  (*source)->scales_ = *std::move(scales);
+  return source;
+}
+
+absl::StatusOr<std::unique_ptr<CheckpointSource>> CheckpointSource::OpenStored(
+    const std::string& directory) {
   std::unique_ptr<CheckpointSource> source(new CheckpointSource(directory));
   const std::string single = absl::StrCat(directory, "/model.safetensors");
   const std::string index = absl::StrCat(directory, "/model.safetensors.index.json");
@@ -144,6 +158,9 @@ absl::Status CheckpointSource::ReadRows(const TensorInfo& tensor, int64_t first_
                                         float* out) {
   const Location& location = Locate(tensor);
   MARCORO_CHECK(first_row >= 0 && count >= 0 && first_row + count <= tensor.rows());
+  if (const WeightScales* scales = ScalesOf(tensor)) {
+    return ReadDequantized(tensor, *scales, first_row, count, out);
+  }
   const uint64_t first = static_cast<uint64_t>(first_row * tensor.columns());
   const uint64_t elements = static_cast<uint64_t>(count * tensor.columns());
   if (tensor.dtype == "F32") {
@@ -169,8 +186,57 @@ absl::Status CheckpointSource::ReadRows(const TensorInfo& tensor, int64_t first_
   return absl::OkStatus();
 }
 
+const WeightScales* CheckpointSource::ScalesOf(const TensorInfo& tensor) const {
+  const auto found = scales_.find(tensor.name);
+  return found == scales_.end() ? nullptr : &found->second;
+}
+
+Fp8Form CheckpointSource::FormOf(const TensorInfo& tensor) const {
+  if (!quantization_.has_value()) return Fp8Form::kQuantize;
+  const WeightScales* scales = ScalesOf(tensor);
+  return scales != nullptr && scales->one_per_row() ? Fp8Form::kStored : Fp8Form::kNone;
+}
+
+absl::Status CheckpointSource::ReadStoredCodes(const TensorInfo& tensor, int64_t first_row,
+                                               int64_t count, uint8_t* codes) {
+  const Location& location = Locate(tensor);
+  const uint64_t columns = static_cast<uint64_t>(tensor.columns());
+  return location.file->Read(*location.entry, static_cast<uint64_t>(first_row) * columns,
+                             static_cast<uint64_t>(count) * columns, codes);
+}
+
+absl::Status CheckpointSource::ReadCodes(const TensorInfo& tensor, int64_t first_row, int64_t count,
+                                         uint8_t* codes, float* scales) {
+  MARCORO_CHECK(FormOf(tensor) == Fp8Form::kStored);
+  MARCORO_CHECK(first_row >= 0 && count >= 0 && first_row + count <= tensor.rows());
+  const WeightScales& stored = *ScalesOf(tensor);
+  for (int64_t i = 0; i < count; ++i) scales[i] = stored.OfRow(first_row + i);
+  return ReadStoredCodes(tensor, first_row, count, codes);
+}
+
+absl::Status CheckpointSource::ReadDequantized(const TensorInfo& tensor, const WeightScales& scales,
+                                               int64_t first_row, int64_t count, float* out) {
+  const int64_t columns = tensor.columns();
+  const int64_t step = std::max<int64_t>(1, int64_t{kReadElements} / std::max<int64_t>(1, columns));
+  std::vector<uint8_t> codes(static_cast<size_t>(std::min(step, count) * columns));
+  for (int64_t done = 0; done < count; done += step) {
+    const int64_t rows = std::min(step, count - done);
+    absl::Status status = ReadStoredCodes(tensor, first_row + done, rows, codes.data());
+    if (!status.ok()) return status;
+    Dequantize(codes.data(), first_row + done, rows, columns, scales, out + done * columns);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckpointSource::HashContents(const TensorInfo& tensor, Sha256& hash) {
   const Location& location = Locate(tensor);
+  if (const WeightScales* scales = ScalesOf(tensor)) {
+    for (const int64_t number :
+         {static_cast<int64_t>(scales->layout), scales->block_rows, scales->block_columns}) {
+      hash.Number(static_cast<uint64_t>(number));
+    }
+    hash.Bytes(scales->values.data(), scales->values.size() * sizeof(float));
+  }
   std::array<char, kPageBytes> page;
   const auto add = [&](uint64_t first, uint64_t bytes) {
     absl::Status status = location.file->Read(*location.entry, first, bytes, page.data());

@@ -8,7 +8,6 @@
 #include "worker/model/text_file.h"
 #include "worker/weights/checkpoint_source.h"
 #include "worker/weights/load_plan.h"
-#include "worker/weights/model_tensors.h"
 
 namespace marcoro {
 namespace {
@@ -68,32 +67,53 @@ void AddTensors(const CheckpointSource& source, CheckpointDescription& descripti
   }
 }
 
-// Bytes of the weights in memory: linear ones as asked, tables in BF16, norms in float32. lm_head
-// is held apart from the embedding even where they are tied.
-uint64_t ServedBytes(const ModelConfig& config, DType linear) {
-  ModelConfig untied = config;
-  untied.tied_embeddings = false;
-  uint64_t bytes = 0;
-  for (const ModelTensor& tensor : ModelTensors(untied)) {
-    const uint64_t rows = static_cast<uint64_t>(tensor.shape[0]);
-    const uint64_t elements =
-        tensor.shape.size() == 1 ? rows : rows * static_cast<uint64_t>(tensor.shape[1]);
-    const DType dtype = tensor.role == TensorRole::kNorm     ? DType::kF32
-                        : tensor.role == TensorRole::kLinear ? linear
-                                                             : DType::kBF16;
-    bytes += elements * SizeOf(dtype);
-    if (dtype == DType::kF8E4M3) bytes += rows * sizeof(float);
+uint64_t WeightBytes(int64_t rows, int64_t columns, DType dtype) {
+  const uint64_t scales = dtype == DType::kF8E4M3 ? static_cast<uint64_t>(rows) * sizeof(float) : 0;
+  return static_cast<uint64_t>(rows * columns) * SizeOf(dtype) + scales;
+}
+
+// Bytes of the weights in memory: a layer's linear ones in formats as given, tables in BF16, norms
+// in float32. lm_head is held apart from the embedding even where they are tied.
+uint64_t ServedBytes(const ModelConfig& config, const std::vector<LayerDTypes>& layers) {
+  const int64_t hidden = config.hidden_size;
+  const int64_t query = int64_t{config.heads} * config.head_dim;
+  const int64_t key_value = int64_t{config.kv_heads} * config.head_dim;
+  const int64_t ffn = config.ffn_size;
+  uint64_t bytes = WeightBytes(2 * int64_t{config.vocabulary_size}, hidden, DType::kBF16) +
+                   WeightBytes(2 * int64_t{config.layers} + 1, hidden, DType::kF32);
+  for (const LayerDTypes& layer : layers) {
+    bytes += WeightBytes(query + 2 * key_value, hidden, layer.qkv);
+    bytes += WeightBytes(hidden, query, layer.o_proj);
+    bytes += WeightBytes(2 * ffn, hidden, layer.gate_up);
+    bytes += WeightBytes(hidden, ffn, layer.down);
   }
   return bytes;
 }
 
-absl::Status CheckServable(const CheckpointSource& source, const ModelConfig& config) {
-  if (!config.quantization.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("pre-quantized checkpoints are not supported (", config.quantization, ")"));
+std::vector<LayerDTypes> AllLayers(const ModelConfig& config, DType dtype) {
+  return std::vector<LayerDTypes>(static_cast<size_t>(config.layers),
+                                  {.qkv = dtype, .o_proj = dtype, .gate_up = dtype, .down = dtype});
+}
+
+// What can only be told by a source that understands the checkpoint's quantization.
+void AddServing(const std::string& directory, CheckpointDescription& description) {
+  const ModelConfig& config = description.config;
+  std::vector<LayerDTypes> fp8_layers = AllLayers(config, DType::kF8E4M3);
+  absl::StatusOr<std::unique_ptr<CheckpointSource>> source = CheckpointSource::Open(directory);
+  description.quantization = config.quantization;
+  description.servable = source.status();
+  if (source.ok()) {
+    if ((*source)->quantization().has_value()) {
+      description.quantization = (*source)->quantization()->Description();
+    }
+    std::vector<std::string> unused;
+    description.servable = CheckTensors(**source, config, &unused);
   }
-  std::vector<std::string> unused;
-  return CheckTensors(source, config, &unused);
+  if (description.servable.ok()) {
+    fp8_layers = PlanLinearDTypes(**source, config, DType::kF8E4M3);
+  }
+  description.fp8_bytes = ServedBytes(config, fp8_layers);
+  description.bf16_bytes = ServedBytes(config, AllLayers(config, DType::kBF16));
 }
 
 }  // namespace
@@ -101,7 +121,8 @@ absl::Status CheckServable(const CheckpointSource& source, const ModelConfig& co
 absl::StatusOr<CheckpointDescription> DescribeCheckpoint(const std::string& directory) {
   absl::StatusOr<ModelConfig> config = LoadModelConfig(directory);
   if (!config.ok()) return config.status();
-  absl::StatusOr<std::unique_ptr<CheckpointSource>> source = CheckpointSource::Open(directory);
+  absl::StatusOr<std::unique_ptr<CheckpointSource>> source =
+      CheckpointSource::OpenStored(directory);
   if (!source.ok()) return source.status();
   absl::StatusOr<std::string> chat_template = ReadChatTemplate(directory);
   if (!chat_template.ok()) return chat_template.status();
@@ -111,8 +132,7 @@ absl::StatusOr<CheckpointDescription> DescribeCheckpoint(const std::string& dire
   description.config = *config;
   description.parameters = config->parameter_count();
   AddTensors(**source, description);
-  description.fp8_bytes = ServedBytes(*config, DType::kF8E4M3);
-  description.bf16_bytes = ServedBytes(*config, DType::kBF16);
+  AddServing(directory, description);
   description.kv_bytes_per_token = uint64_t{2} * static_cast<uint64_t>(config->layers) *
                                    static_cast<uint64_t>(config->kv_heads) *
                                    static_cast<uint64_t>(config->head_dim) * SizeOf(DType::kBF16);
@@ -125,7 +145,6 @@ absl::StatusOr<CheckpointDescription> DescribeCheckpoint(const std::string& dire
       description.tokenizer_files.push_back(name);
     }
   }
-  description.servable = CheckServable(**source, *config);
   return description;
 }
 

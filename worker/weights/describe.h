@@ -21,13 +21,16 @@ struct DTypeTotals {
 
 struct CheckpointDescription {
   std::string directory;
-  ModelConfig config;               // its quantization: one line about a pre-quantized format
+  ModelConfig config;
+  std::string quantization;         // one line about a pre-quantized format; empty: plain numbers
   uint64_t parameters = 0;          // of the model that the config describes
   std::vector<TensorInfo> tensors;  // by name; origin is the file's name in the directory
   uint64_t stored_bytes = 0;        // of all tensors
   std::map<std::string, DTypeTotals> dtypes;  // by safetensors' name
-  uint64_t fp8_bytes = 0;   // of all weights served with FP8 linears, scales included, at tp 1
-  uint64_t bf16_bytes = 0;  // the same with BF16 linears
+  // Of all weights served with FP8 linears, scales included, at tp 1. Linears that the loader would
+  // hold in BF16 all the same (LoadOptions::linear_dtype) count as such.
+  uint64_t fp8_bytes = 0;
+  uint64_t bf16_bytes = 0;                   // the same with BF16 linears
   uint64_t kv_bytes_per_token = 0;           // BF16 keys and values of all layers
   std::vector<int> tensor_parallel_degrees;  // ascending
   std::string chat_template;                 // Jinja text; empty if there is none

@@ -5,13 +5,18 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "kernels/check.h"
 #include "worker/weights/model_tensors.h"
+#include "worker/weights/weight_scales.h"
 
 namespace marcoro {
 namespace {
 
-bool IsReadable(const std::string& dtype) {
+bool IsReadable(const TensorSource& source, const TensorInfo& tensor) {
+  const std::string& dtype = tensor.dtype;
+  // Codes without scales would be numbers to quantize, if they were numbers.
+  if (dtype == kE4M3Name) return source.FormOf(tensor) != Fp8Form::kQuantize;
   return dtype == "BF16" || dtype == "F16" || dtype == "F32";
 }
 
@@ -26,12 +31,33 @@ absl::Status CheckTensor(const TensorSource& source, const ModelTensor& expected
         tensor->origin, ": tensor ", tensor->name, " has shape ", FormatShape(tensor->shape),
         ", the config needs ", FormatShape(expected.shape)));
   }
-  if (!IsReadable(tensor->dtype)) {
+  if (!IsReadable(source, *tensor)) {
     return absl::InvalidArgumentError(
         absl::StrCat(tensor->origin, ": tensor ", tensor->name, " has dtype ", tensor->dtype,
                      ", which cannot be loaded (BF16, F16 and F32 can)"));
   }
   return absl::OkStatus();
+}
+
+// Whether a tensor holds the scales of an FP8 weight, or of its inputs.
+bool IsScale(const TensorSource& source, const TensorInfo& tensor) {
+  absl::string_view module = tensor.name;
+  for (const char* suffix : {".weight_scale", ".weight_scale_inv", ".input_scale"}) {
+    if (!absl::ConsumeSuffix(&module, suffix)) continue;
+    const TensorInfo* weight = source.Find(absl::StrCat(module, ".weight"));
+    return weight != nullptr && weight->dtype == kE4M3Name;
+  }
+  return false;
+}
+
+// The stored tensors that are stacked into each weight of a layer.
+std::vector<std::string> QkvNames(int layer) {
+  return {LayerTensorName(layer, "self_attn.q_proj"), LayerTensorName(layer, "self_attn.k_proj"),
+          LayerTensorName(layer, "self_attn.v_proj")};
+}
+
+std::vector<std::string> GateUpNames(int layer) {
+  return {LayerTensorName(layer, "mlp.gate_proj"), LayerTensorName(layer, "mlp.up_proj")};
 }
 
 // Adds jobs for the weights of one shard.
@@ -102,9 +128,28 @@ absl::Status CheckTensors(const TensorSource& source, const ModelConfig& config,
       return absl::InvalidArgumentError(
           absl::StrCat(tensor->origin, ": tensor ", tensor->name, ": biases are not supported"));
     }
-    unused->push_back(tensor->name);
+    if (!IsScale(source, *tensor)) unused->push_back(tensor->name);
   }
   return absl::OkStatus();
+}
+
+std::vector<LayerDTypes> PlanLinearDTypes(const TensorSource& source, const ModelConfig& config,
+                                          DType linear_dtype) {
+  const auto dtype_of = [&](const std::vector<std::string>& names) {
+    if (linear_dtype != DType::kF8E4M3) return linear_dtype;
+    const bool all_fp8 = std::all_of(names.begin(), names.end(), [&](const std::string& name) {
+      return source.FormOf(*source.Find(name)) != Fp8Form::kNone;
+    });
+    return all_fp8 ? DType::kF8E4M3 : DType::kBF16;
+  };
+  std::vector<LayerDTypes> layers;
+  for (int32_t i = 0; i < config.layers; ++i) {
+    layers.push_back({.qkv = dtype_of(QkvNames(i)),
+                      .o_proj = dtype_of({LayerTensorName(i, "self_attn.o_proj")}),
+                      .gate_up = dtype_of(GateUpNames(i)),
+                      .down = dtype_of({LayerTensorName(i, "mlp.down_proj")})});
+  }
+  return layers;
 }
 
 std::vector<LoadJob> PlanJobs(const TensorSource& source, const ModelConfig& config,
@@ -114,12 +159,10 @@ std::vector<LoadJob> PlanJobs(const TensorSource& source, const ModelConfig& con
   planner.Matrix(kEmbeddingName, parameters.embedding);
   for (int32_t i = 0; i < config.layers; ++i) {
     const LayerParameters& layer = parameters.layers[static_cast<size_t>(i)];
-    const auto name = [i](std::string_view part) { return LayerTensorName(i, part); };
-    planner.ColumnParallel(
-        {name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj")}, layer.qkv);
-    planner.RowParallel(name("self_attn.o_proj"), layer.o_proj);
-    planner.ColumnParallel({name("mlp.gate_proj"), name("mlp.up_proj")}, layer.gate_up);
-    planner.RowParallel(name("mlp.down_proj"), layer.down);
+    planner.ColumnParallel(QkvNames(i), layer.qkv);
+    planner.RowParallel(LayerTensorName(i, "self_attn.o_proj"), layer.o_proj);
+    planner.ColumnParallel(GateUpNames(i), layer.gate_up);
+    planner.RowParallel(LayerTensorName(i, "mlp.down_proj"), layer.down);
   }
   planner.LogitShard(config.tied_embeddings ? kEmbeddingName : kLmHeadName, config.vocabulary_size,
                      parameters.lm_head);

@@ -39,10 +39,15 @@ struct LoadJob {
 };
 
 // Checks that the source has every tensor of the model in its right shape and a readable type, and
-// no bias. What else it has is named in *unused. INVALID_ARGUMENT, naming origin and tensor,
-// otherwise.
+// no bias. What else it has is named in *unused, but for the scales of quantized linear weights and
+// of their inputs. INVALID_ARGUMENT, naming origin and tensor, otherwise.
 absl::Status CheckTensors(const TensorSource& source, const ModelConfig& config,
                           std::vector<std::string>* unused);
+
+// The format in which each layer's linear weights are held where `linear_dtype` is asked for: that,
+// but BF16 in place of FP8 for a weight one of whose tensors has no FP8 form.
+std::vector<LayerDTypes> PlanLinearDTypes(const TensorSource& source, const ModelConfig& config,
+                                          DType linear_dtype);
 
 // Jobs for everything but the norms, in the order of use. The source has passed CheckTensors.
 std::vector<LoadJob> PlanJobs(const TensorSource& source, const ModelConfig& config,

@@ -3,7 +3,6 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -15,6 +14,7 @@
 #include "kernels/check.h"
 #include "worker/weights/load_plan.h"
 #include "worker/weights/model_tensors.h"
+#include "worker/weights/parallel_state.h"
 #include "worker/weights/quantize.h"
 
 namespace marcoro {
@@ -30,29 +30,16 @@ constexpr size_t kNamedUnused = 5;
 // Buffers of one thread at work.
 struct Scratch {
   std::vector<float> rows;         // stored rows as float32
+  std::vector<uint8_t> codes;      // or as they are
   std::vector<uint64_t> elements;  // converted rows, dense, waiting to be packed
 };
 
-// Lends buffers, so that there are never more of them than threads at work.
-class ScratchPool {
- public:
-  std::unique_ptr<Scratch> Take() {
-    absl::MutexLock lock(&mutex_);
-    if (free_.empty()) return std::make_unique<Scratch>();
-    std::unique_ptr<Scratch> scratch = std::move(free_.back());
-    free_.pop_back();
-    return scratch;
-  }
-
-  void Return(std::unique_ptr<Scratch> scratch) {
-    absl::MutexLock lock(&mutex_);
-    free_.push_back(std::move(scratch));
-  }
-
- private:
-  absl::Mutex mutex_;
-  std::vector<std::unique_ptr<Scratch>> free_ ABSL_GUARDED_BY(mutex_);
-};
+// Whether a code stands for NaN. No branches, so that it is vectorised.
+bool HasNaN(const uint8_t* codes, int64_t count) {
+  bool found = false;
+  for (int64_t i = 0; i < count; ++i) found |= (codes[i] & 0x7f) == 0x7f;
+  return found;
+}
 
 // Stored bytes read so far, told to the caller one call at a time.
 class ProgressCounter {
@@ -71,28 +58,6 @@ class ProgressCounter {
   const std::function<void(uint64_t, uint64_t)>& callback_;
   absl::Mutex mutex_;
   uint64_t done_ ABSL_GUARDED_BY(mutex_) = 0;
-};
-
-// The first failure of several threads.
-class FirstError {
- public:
-  bool ok() const { return ok_.load(std::memory_order_relaxed); }
-
-  void Set(absl::Status status) {
-    absl::MutexLock lock(&mutex_);
-    if (status_.ok()) status_ = std::move(status);
-    ok_.store(status_.ok(), std::memory_order_relaxed);
-  }
-
-  absl::Status status() {
-    absl::MutexLock lock(&mutex_);
-    return status_;
-  }
-
- private:
-  std::atomic<bool> ok_ = true;
-  absl::Mutex mutex_;
-  absl::Status status_ ABSL_GUARDED_BY(mutex_);
 };
 
 // Fills destinations job by job, each on all threads of the backend.
@@ -169,7 +134,7 @@ class ShardLoader {
       if (begin < end) {
         const RowRange part{range.tensor, range.first_row + begin - range_begin, end - begin};
         char* out = elements + static_cast<size_t>(begin - first) * row_bytes;
-        absl::Status status = LoadRows(job, part, begin, out, scratch.rows);
+        absl::Status status = LoadRows(job, part, begin, out, scratch);
         if (!status.ok()) return status;
       }
       range_begin += range.rows;
@@ -180,7 +145,11 @@ class ShardLoader {
 
   // Converts stored rows into destination rows from `row` on, dense at `out`.
   absl::Status LoadRows(const LoadJob& job, const RowRange& range, int64_t row, char* out,
-                        std::vector<float>& buffer) {
+                        Scratch& scratch) {
+    if (job.dtype() == DType::kF8E4M3 && source_.FormOf(*range.tensor) == Fp8Form::kStored) {
+      return LoadCodes(job, range, row, reinterpret_cast<uint8_t*>(out), scratch.codes);
+    }
+    std::vector<float>& buffer = scratch.rows;
     const int64_t stored_columns = range.tensor->columns();
     const int64_t step = std::max<int64_t>(1, kReadElements / stored_columns);
     const size_t row_bytes = static_cast<size_t>(job.columns()) * SizeOf(job.dtype());
@@ -196,6 +165,29 @@ class ShardLoader {
         if (!ConvertRow(job, numbers, stored_columns, row + done + i, out_row)) {
           return NotFinite(*range.tensor, stored_row + i);
         }
+      }
+      progress_.Add(RowRange{range.tensor, stored_row, count}.bytes());
+    }
+    return absl::OkStatus();
+  }
+
+  // The same for rows that are stored as codes: they and their scales go on as they are.
+  absl::Status LoadCodes(const LoadJob& job, const RowRange& range, int64_t row, uint8_t* out,
+                         std::vector<uint8_t>& buffer) {
+    const int64_t stored_columns = range.tensor->columns();
+    const int64_t step = std::max<int64_t>(1, kReadElements / stored_columns);
+    buffer.resize(static_cast<size_t>(step * stored_columns));
+    for (int64_t done = 0; done < range.rows; done += step) {
+      const int64_t count = std::min(step, range.rows - done);
+      const int64_t stored_row = range.first_row + done;
+      float* scales = job.weight.scales + row + done;
+      absl::Status status =
+          source_.ReadCodes(*range.tensor, stored_row, count, buffer.data(), scales);
+      if (!status.ok()) return status;
+      for (int64_t i = 0; i < count; ++i) {
+        const uint8_t* kept = buffer.data() + i * stored_columns + job.first_column;
+        if (HasNaN(kept, job.columns())) return NotFinite(*range.tensor, stored_row + i);
+        std::memcpy(out + (done + i) * job.columns(), kept, static_cast<size_t>(job.columns()));
       }
       progress_.Add(RowRange{range.tensor, stored_row, count}.bytes());
     }
@@ -233,8 +225,16 @@ class ShardLoader {
   Backend& backend_;
   ProgressCounter& progress_;
   const ParallelFor parallel_;
-  ScratchPool scratch_;
+  Pool<Scratch> scratch_;
 };
+
+void Warn(const std::string& message, const LoadOptions& options) {
+  if (options.warn) {
+    options.warn(message);
+  } else {
+    spdlog::warn("{}", message);
+  }
+}
 
 void WarnOfUnused(const std::vector<std::string>& unused, const LoadOptions& options) {
   if (unused.empty()) return;
@@ -244,11 +244,27 @@ void WarnOfUnused(const std::vector<std::string>& unused, const LoadOptions& opt
     absl::StrAppend(&message, i == 0 ? "" : ", ", unused[i]);
   }
   if (unused.size() > kNamedUnused) absl::StrAppend(&message, ", …");
-  if (options.warn) {
-    options.warn(message);
-  } else {
-    spdlog::warn("{}", message);
+  Warn(message, options);
+}
+
+// Of memory that --weights=fp8 does not save.
+void WarnOfUnquantized(const ModelParameters& parameters, const LoadOptions& options) {
+  if (options.linear_dtype != DType::kF8E4M3) return;
+  uint64_t weights = 0;
+  uint64_t bytes = 0;
+  for (const LayerParameters& layer : parameters.layers) {
+    for (const PackedWeight* weight : {&layer.qkv, &layer.o_proj, &layer.gate_up, &layer.down}) {
+      if (weight->shape.dtype == DType::kF8E4M3) continue;
+      weights += 1;
+      bytes += static_cast<uint64_t>(weight->shape.rows * weight->shape.columns);
+    }
   }
+  if (weights == 0) return;
+  Warn(absl::StrCat(weights, " of ", parameters.layers.size() * 4,
+                    " linear weights are held in BF16, not FP8, because the checkpoint left them "
+                    "unquantized or scales them by blocks: ",
+                    (bytes + 999'999) / 1'000'000, " MB more on this rank"),
+       options);
 }
 
 // Every norm with the vector it fills.
@@ -269,19 +285,13 @@ std::vector<std::pair<std::string, std::vector<float>*>> Norms(ModelParameters& 
 absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const ModelConfig& config,
                                                const Shard& shard, const LoadOptions& options,
                                                Backend& backend) {
-  if (!config.quantization.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(source.Description(),
-                     ": config.json: quantization_config: pre-quantized "
-                     "checkpoints are not supported (this one: ",
-                     config.quantization, ")"));
-  }
   std::vector<std::string> unused;
   if (absl::Status status = CheckTensors(source, config, &unused); !status.ok()) return status;
   WarnOfUnused(unused, options);
-  absl::StatusOr<ModelParameters> parameters =
-      AllocateParameters(config, shard, options.linear_dtype, backend);
+  absl::StatusOr<ModelParameters> parameters = AllocateParameters(
+      config, shard, PlanLinearDTypes(source, config, options.linear_dtype), backend);
   if (!parameters.ok()) return parameters;
+  WarnOfUnquantized(*parameters, options);
 
   const std::vector<LoadJob> jobs = PlanJobs(source, config, shard, *parameters);
   const auto norms = Norms(*parameters);

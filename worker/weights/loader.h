@@ -19,7 +19,9 @@ namespace marcoro {
 struct LoadOptions {
   // Format of the seven linear weights of each layer: kF8E4M3 (E4M3FN codes and a float scale per
   // row), kBF16 (rounded to nearest even) or kF32 (reference backend only). Embedding and lm_head
-  // are BF16, or F32 where the backend's activations are.
+  // are BF16, or F32 where the backend's activations are. Where kF8E4M3 is asked for, a
+  // pre-quantized tensor keeps its codes and scales if it has one for each row; a weight made of
+  // other tensors of a pre-quantized checkpoint is held as BF16 instead, and warned of.
   DType linear_dtype = DType::kF8E4M3;
 
   // Called as loading goes on, one call at a time, from any of the backend's threads: stored bytes
@@ -32,8 +34,8 @@ struct LoadOptions {
 };
 
 // Fills a new shard. INVALID_ARGUMENT for a missing or wrongly shaped tensor, a bias, a type that
-// cannot be read, a number that is not finite, a tensor-parallel degree the model does not allow,
-// or a pre-quantized checkpoint; RESOURCE_EXHAUSTED without the memory; DATA_LOSS for a file that
+// cannot be read, a number that is not finite, or a tensor-parallel degree the model does not
+// allow; RESOURCE_EXHAUSTED without the memory; DATA_LOSS for a file that
 // ends early. Messages name origin and tensor.
 absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const ModelConfig& config,
                                                const Shard& shard, const LoadOptions& options,

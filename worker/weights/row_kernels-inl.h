@@ -46,6 +46,36 @@ void ToBF16(const float* __restrict in, int64_t count, uint16_t* __restrict out)
   }
 }
 
+void ToF16(const float* __restrict in, int64_t count, uint16_t* __restrict out) {
+  constexpr int32_t kSmallestNormal = (127 - 14) << 23;  // 2^-14
+  constexpr int32_t kRebias = (127 - 15) << 10;
+  constexpr int32_t kInfinity = 0x7c00;
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t bits = AsSignedBits(in[i]);
+    const int32_t magnitude = bits & 0x7fffffff;
+    const int32_t rounded = magnitude + 0xfff + ((magnitude >> 13) & 1);
+    const int32_t unbounded = (rounded >> 13) - kRebias;
+    const int32_t normal = unbounded < kInfinity ? unbounded : kInfinity;
+    // Below the smallest normal halves count in steps of 2^-24, which is one unit in the last place
+    // of 0.5: the addition rounds.
+    const float sum = AsFloat(static_cast<uint32_t>(magnitude)) + 0.5f;
+    const int32_t subnormal = AsSignedBits(sum) - AsSignedBits(0.5f);
+    const int32_t half = magnitude < kSmallestNormal ? subnormal : normal;
+    out[i] = static_cast<uint16_t>(half | ((bits >> 16) & 0x8000));
+  }
+}
+
+void FromE4M3(const uint8_t* __restrict in, int64_t count, float scale, float* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t code = in[i];
+    const uint32_t magnitude = code & 0x7fu;
+    // The code's exponent, where float32 has its own, is 120 too small; subnormals come right too.
+    const float value = AsFloat(magnitude << 20) * 0x1p120f;
+    const uint32_t bits = magnitude == 0x7fu ? 0x7fc00000u : AsBits(value);
+    out[i] = AsFloat(bits | ((code & 0x80u) << 24)) * scale;
+  }
+}
+
 // Magnitudes compare like the integers of their bits, and NaN above all.
 uint32_t MaxMagnitude(const float* in, int64_t count) {
   int32_t largest = 0;
@@ -102,7 +132,7 @@ void Random(uint64_t key, int64_t count, float limit, float* __restrict out) {
 }  // namespace
 
 extern const RowKernels kRowKernels;
-const RowKernels kRowKernels = {MARCORO_ISA_NAME, FromBF16, FromF16, ToBF16,
+const RowKernels kRowKernels = {MARCORO_ISA_NAME, FromBF16, FromF16, FromE4M3, ToBF16, ToF16,
                                 MaxMagnitude,     ToE4M3,   Random};
 
 }  // namespace MARCORO_ISA

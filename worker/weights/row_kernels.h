@@ -16,8 +16,12 @@ struct RowKernels {
   void (*from_bf16)(const uint16_t* in, int64_t count, float* out);
   void (*from_f16)(const uint16_t* in, int64_t count, float* out);
 
+  // out = E4M3FN code (exact, 0x7f and 0xff are NaN) * scale, one float32 product each.
+  void (*from_e4m3)(const uint8_t* in, int64_t count, float scale, float* out);
+
   // Rounded to nearest even. Every value is finite.
   void (*to_bf16)(const float* in, int64_t count, uint16_t* out);
+  void (*to_f16)(const float* in, int64_t count, uint16_t* out);
 
   // The largest |value| as float bits; at least 0x7f800000 if and only if a value is not finite.
   uint32_t (*max_magnitude)(const float* in, int64_t count);

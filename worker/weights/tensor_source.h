@@ -30,6 +30,15 @@ struct TensorInfo {
   int64_t columns() const;
 };
 
+// How a linear weight can be held where FP8 is asked for.
+enum class Fp8Form : uint8_t {
+  kQuantize,  // its numbers are quantized while they are loaded
+  kStored,    // it is stored as codes with one scale for each row, which ReadCodes gives
+  // It stays as precise as it is: somebody left it unquantized on purpose, or its scales are finer
+  // than rows, so that another rounding would be needed.
+  kNone,
+};
+
 class TensorSource {
  public:
   virtual ~TensorSource() = default;
@@ -55,10 +64,19 @@ class TensorSource {
 
   // out (count, columns) = rows [first_row, first_row + count) in float32. Every value of the
   // stored type is kept exactly, NaN and infinities included. Calls may run concurrently.
-  // INVALID_ARGUMENT for a type that is not BF16, F16 or F32; DATA_LOSS if the file ended or could
-  // not be read. Messages name origin and tensor.
+  // Pre-quantized weights are dequantized: a code times its scale, rounded to float32.
+  // INVALID_ARGUMENT for a type that is none of BF16, F16, F32 and FP8 with scales; DATA_LOSS if
+  // the file ended or could not be read. Messages name origin and tensor.
   virtual absl::Status ReadRows(const TensorInfo& tensor, int64_t first_row, int64_t count,
                                 float* out) = 0;
+
+  virtual Fp8Form FormOf(const TensorInfo& tensor) const { return Fp8Form::kQuantize; }
+
+  // codes (count, columns) = the E4M3FN codes of rows [first_row, first_row + count), NaN included,
+  // and scales (count) = the scales of these rows, finite and above zero. Only for tensors of the
+  // form kStored. Calls may run concurrently. Errors as of ReadRows.
+  virtual absl::Status ReadCodes(const TensorInfo& tensor, int64_t first_row, int64_t count,
+                                 uint8_t* codes, float* scales);
 
   // Adds what tells this tensor's contents from others' to the hash. Equal for equal contents,
   // whatever files they lie in.

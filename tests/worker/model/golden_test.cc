@@ -2,87 +2,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <string>
 #include <vector>
 
-#include "nlohmann/json.hpp"
+#include "tests/worker/model/golden_logits.h"
 #include "tests/worker/model/test_model.h"
-#include "worker/weights/safetensors.h"
 
 namespace marcoro {
 namespace {
-
-struct GoldenPrompt {
-  std::string text;
-  std::vector<TokenId> ids;
-  int first = 0;  // positions [first, last) have logits
-  int last = 0;
-  std::vector<TokenId> greedy;
-  std::vector<double> gaps;
-  std::vector<double> logprobs;
-  std::vector<std::vector<float>> logits;
-};
-
-// A two-dimensional float32 tensor.
-std::vector<std::vector<float>> ReadMatrix(const SafetensorsFile& file, const std::string& name) {
-  std::vector<std::vector<float>> rows;
-  for (const SafetensorsEntry& entry : file.entries()) {
-    if (entry.info.name != name) continue;
-    const uint64_t row_bytes = entry.info.columns() * sizeof(float);
-    for (int64_t row = 0; row < entry.info.rows(); ++row) {
-      rows.emplace_back(entry.info.columns());
-      EXPECT_TRUE(file.Read(entry, row * row_bytes, row_bytes, rows.back().data()).ok());
-    }
-  }
-  return rows;
-}
-
-// weights is "" for the stored weights or "_fp8" for the row-quantized ones.
-std::vector<GoldenPrompt> ReadGolden(const std::string& checkpoint, const std::string& weights) {
-  const std::string directory = std::string(MARCORO_TEST_DATA) + "/" + checkpoint;
-  std::ifstream file(directory + "/golden.json");
-  const nlohmann::json json = nlohmann::json::parse(file);
-  auto tensors = SafetensorsFile::Open(directory + "/golden.safetensors");
-  EXPECT_TRUE(tensors.ok()) << tensors.status();
-  std::vector<GoldenPrompt> prompts;
-  for (const auto& entry : json["prompts"]) {
-    GoldenPrompt prompt;
-    prompt.text = entry["text"];
-    prompt.ids = entry["ids"].get<std::vector<TokenId>>();
-    prompt.first = entry["positions"][0];
-    prompt.last = entry["positions"][1];
-    const auto& greedy = entry["greedy" + weights];
-    prompt.greedy = greedy["ids"].get<std::vector<TokenId>>();
-    prompt.gaps = greedy["gaps"].get<std::vector<double>>();
-    prompt.logprobs = greedy["logprobs"].get<std::vector<double>>();
-    const std::string name = "logits" + weights + "." + std::to_string(prompts.size());
-    prompt.logits = ReadMatrix(**tensors, name);
-    prompts.push_back(std::move(prompt));
-  }
-  return prompts;
-}
-
-// KL(reference ‖ ours) of two rows of logits, in nats.
-double Divergence(const std::vector<float>& reference, const std::vector<float>& ours) {
-  const auto log_sum = [](const std::vector<float>& logits) {
-    double max = -INFINITY;
-    for (const float x : logits) max = std::max(max, static_cast<double>(x));
-    double sum = 0;
-    for (const float x : logits) sum += std::exp(x - max);
-    return max + std::log(sum);
-  };
-  const double reference_sum = log_sum(reference);
-  const double our_sum = log_sum(ours);
-  double divergence = 0;
-  for (size_t i = 0; i < reference.size(); ++i) {
-    const double p = std::exp(reference[i] - reference_sum);
-    divergence += p * ((reference[i] - reference_sum) - (ours[i] - our_sum));
-  }
-  return divergence;
-}
 
 TokenId Best(const std::vector<float>& logits) {
   return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());

@@ -22,7 +22,9 @@ T ValueOrDie(absl::StatusOr<T> value) {
 }  // namespace
 
 TestModel::TestModel(const TestModelOptions& options) {
-  const std::string directory = std::string(MARCORO_TEST_DATA) + "/" + options.checkpoint;
+  const bool absolute = options.checkpoint.front() == '/';
+  const std::string directory =
+      absolute ? options.checkpoint : std::string(MARCORO_TEST_DATA) + "/" + options.checkpoint;
   config_ = ValueOrDie(LoadModelConfig(directory));
   backend_ = ValueOrDie(CreateBackend(
       {.name = options.backend, .threads = options.threads, .activations = options.activations}));

@@ -14,7 +14,7 @@
 namespace marcoro {
 
 struct TestModelOptions {
-  std::string checkpoint = "tiny";  // folder of tests/data
+  std::string checkpoint = "tiny";  // folder of tests/data, or an absolute path
   std::string backend = "reference";
   DType activations = DType::kBF16;
   DType linear = DType::kF8E4M3;

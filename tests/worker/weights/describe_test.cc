@@ -75,13 +75,13 @@ class ChangedTiny : public ::testing::Test {
   TempFolder folder_;
 };
 
-TEST_F(ChangedTiny, PreQuantizedIsDescribedButNotServable) {
+TEST_F(ChangedTiny, AFalseClaimOfQuantizationIsDescribedButNotServable) {
   std::string config = ReadFile(folder_.File("config.json"));
   config.insert(1, R"("quantization_config": {"quant_method": "fp8"},)");
   WriteFile(folder_.File("config.json"), config);
   const auto description = DescribeCheckpoint(folder_.path());
   ASSERT_TRUE(description.ok()) << description.status();
-  EXPECT_THAT(description->config.quantization, HasSubstr("fp8"));
+  EXPECT_THAT(description->quantization, HasSubstr("fp8"));
   EXPECT_EQ(description->servable.code(), absl::StatusCode::kInvalidArgument);
 }
 

@@ -410,11 +410,6 @@ TEST_F(BadCheckpoint, NormThatIsNotFiniteIsNamed) {
   ExpectRefused(Load(), "model.norm.weight", "not finite");
 }
 
-TEST_F(BadCheckpoint, PreQuantizedFormatIsNamed) {
-  config_.quantization = "quant_method \"fp8\"";
-  ExpectRefused(Load(), "quantization_config", "quant_method \"fp8\"");
-}
-
 TEST_F(BadCheckpoint, FileThatShrinksWhileItIsReadIsDataLoss) {
   WriteTensors(folder_.File("model.safetensors"), tensors_);
   auto source = CheckpointSource::Open(folder_.path());

@@ -117,6 +117,94 @@ TEST(ToE4M3, RoundsToNearestEven) {
   }
 }
 
+TEST(FromE4M3, IsTheCodeTimesTheScaleForEveryCode) {
+  std::vector<uint8_t> codes(256);
+  for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i);
+  for (const RowKernels* kernels : Variants()) {
+    SCOPED_TRACE(kernels->name);
+    for (const float scale : {1.0f, 0x1.234568p-7f, 0x1p-140f, 7e35f}) {
+      std::vector<float> numbers(codes.size());
+      kernels->from_e4m3(codes.data(), 256, scale, numbers.data());
+      for (size_t i = 0; i < codes.size(); ++i) {
+        const float expected = E4M3Value(codes[i]) * scale;
+        if (std::isnan(expected)) {
+          ASSERT_TRUE(std::isnan(numbers[i])) << i;
+        } else {
+          ASSERT_EQ(Bits(numbers[i]), Bits(expected)) << i;
+        }
+      }
+    }
+  }
+}
+
+// Every finite half, every midpoint between neighbours, and the floats next to it.
+TEST(ToF16, RoundsToNearestEven) {
+  for (const RowKernels* kernels : Variants()) {
+    SCOPED_TRACE(kernels->name);
+    const auto encode = [kernels](float value) {
+      uint16_t bits = 0xffff;
+      kernels->to_f16(&value, 1, &bits);
+      return bits;
+    };
+    for (uint16_t bits = 0; bits < 0x7c00; ++bits) {
+      const float value = HalfValue(bits);
+      ASSERT_EQ(encode(value), bits);
+      ASSERT_EQ(encode(-value), bits | 0x8000);
+      // Beyond the largest half lies 65536, were it not infinity.
+      const float next = bits == 0x7bff ? 65536.0f : HalfValue(static_cast<uint16_t>(bits + 1));
+      const float middle = (value + next) / 2;
+      ASSERT_EQ(encode(middle), bits % 2 == 0 ? bits : bits + 1) << middle;
+      ASSERT_EQ(encode(std::nextafterf(middle, 0.0f)), bits) << middle;
+      ASSERT_EQ(encode(std::nextafterf(middle, 1e6f)), bits + 1) << middle;
+    }
+    EXPECT_EQ(encode(1e30f), 0x7c00);
+  }
+}
+
+TEST(RoundToFloat16, RefusesWhatWouldBecomeInfinite) {
+  uint16_t rounded = 0;
+  const float largest = std::nextafterf(65520.0f, 0.0f);
+  EXPECT_TRUE(RoundToFloat16(&largest, 1, &rounded));
+  EXPECT_EQ(rounded, 0x7bff);
+  const float beyond = -65520.0f;
+  EXPECT_FALSE(RoundToFloat16(&beyond, 1, &rounded));
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_FALSE(RoundToFloat16(&nan, 1, &rounded));
+}
+
+TEST(RowScaleIn, IsTheScaleRoundedToItsType) {
+  const std::vector<float> row = {0.3f, -0.7f};  // 0.7 / 448 = 0x1.99999ap-10
+  float scale = 0;
+  ASSERT_TRUE(RowScaleIn(DType::kF32, row.data(), 2, &scale));
+  EXPECT_EQ(scale, 0.7f / 448);
+  ASSERT_TRUE(RowScaleIn(DType::kBF16, row.data(), 2, &scale));
+  EXPECT_EQ(scale, 0x1.9ap-10f);
+  ASSERT_TRUE(RowScaleIn(DType::kF16, row.data(), 2, &scale));
+  EXPECT_EQ(scale, 0x1.998p-10f);
+}
+
+// Halves are spaced by 2^-24 there: 448·1.4·2^-24 would be cut off by a fifth with the scale 2^-24.
+TEST(RowScaleIn, IsRoundedUpWhereTheLargestNumberWouldBeCutOff) {
+  const float largest = 448 * 1.4f * 0x1p-24f;
+  float scale = 0;
+  ASSERT_TRUE(RowScaleIn(DType::kF16, &largest, 1, &scale));
+  EXPECT_EQ(scale, 0x1p-23f);
+  const float tiny = 0x1p-40f;
+  ASSERT_TRUE(RowScaleIn(DType::kF16, &tiny, 1, &scale));
+  EXPECT_EQ(scale, 0x1p-24f);
+}
+
+TEST(RowScaleIn, IsOneForZerosAndNothingForNaN) {
+  float scale = 0;
+  const float zero = 0;
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    ASSERT_TRUE(RowScaleIn(dtype, &zero, 1, &scale));
+    EXPECT_EQ(scale, 1.0f);
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_FALSE(RowScaleIn(dtype, &nan, 1, &scale));
+  }
+}
+
 TEST(ToE4M3, SaturatesAt448) {
   for (const RowKernels* kernels : Variants()) {
     SCOPED_TRACE(kernels->name);
@@ -210,6 +298,14 @@ TEST(RowKernels, VariantsGiveTheSameBits) {
       EXPECT_EQ(codes, other_codes);
       EXPECT_EQ(shorts, other_shorts);
       EXPECT_EQ(drawn, other_drawn);
+      std::vector<uint16_t> halves(size), other_halves(size);
+      portable.to_f16(numbers.data(), count, halves.data());
+      kernels->to_f16(numbers.data(), count, other_halves.data());
+      EXPECT_EQ(halves, other_halves);
+      std::vector<float> decoded(size), other_decoded(size);
+      portable.from_e4m3(codes.data(), count, scale, decoded.data());
+      kernels->from_e4m3(codes.data(), count, scale, other_decoded.data());
+      EXPECT_EQ(decoded, other_decoded);
       EXPECT_EQ(kernels->max_magnitude(numbers.data(), count),
                 portable.max_magnitude(numbers.data(), count));
     }

@@ -1,0 +1,3 @@
+#define MARCORO_ISA portable
+#define MARCORO_ISA_NAME "portable"
+#include "worker/weights/merge/merge_kernels-inl.h"
