@@ -63,10 +63,11 @@ absl::StatusOr<HubListing> DownloadPool::List() {
   const absl::Status status = ForEach(1, [&](size_t, HubClient* client) {
     return CallWithRetries(
         options_.retry, [this](absl::Duration time) { return Wait(time); },
-        [&] {
+        [&]() -> absl::Status {
           absl::StatusOr<HubListing> answer = client->List();
-          if (answer.ok()) listing = *std::move(answer);
-          return answer.status();
+          if (!answer.ok()) return answer.status();
+          listing = *std::move(answer);
+          return absl::OkStatus();
         });
   });
   if (!status.ok()) return status;
@@ -79,10 +80,11 @@ absl::StatusOr<std::vector<HubFile>> DownloadPool::Describe(const std::string& c
   const absl::Status status = ForEach(files.size(), [&](size_t i, HubClient* client) {
     return CallWithRetries(
         options_.retry, [this](absl::Duration time) { return Wait(time); },
-        [&] {
+        [&]() -> absl::Status {
           absl::StatusOr<HubFile> answer = client->Describe(commit, files[i]);
-          if (answer.ok()) descriptions[i] = *std::move(answer);
-          return answer.status();
+          if (!answer.ok()) return answer.status();
+          descriptions[i] = *std::move(answer);
+          return absl::OkStatus();
         });
   });
   if (!status.ok()) return status;

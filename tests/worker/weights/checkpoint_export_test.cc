@@ -30,7 +30,6 @@ using testing::StoredTensor;
 using testing::StoredTensors;
 using testing::TempFolder;
 using testing::TestData;
-using testing::WriteFile;
 using testing::WriteTensors;
 
 constexpr uint64_t kNoLimit = uint64_t{1} << 60;

@@ -19,7 +19,6 @@ namespace marcoro {
 namespace {
 
 using ::testing::HasSubstr;
-using testing::ReadFile;
 using testing::ReadTensors;
 using testing::StoredTensors;
 using testing::TempFolder;

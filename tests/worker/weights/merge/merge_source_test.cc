@@ -21,7 +21,6 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using testing::OneTensorMerge;
 using testing::RandomNumbers;
-using testing::ReadWhole;
 using testing::Store;
 using testing::Threads;
 

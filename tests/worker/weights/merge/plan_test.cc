@@ -17,7 +17,6 @@ namespace {
 using nlohmann::json;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
-using testing::ParentShape;
 using testing::ReadFile;
 using testing::RecipeFolder;
 using testing::TestData;
