@@ -118,6 +118,9 @@ RouterCore::Delivery RouterCore::Apply(Replica& replica, std::shared_ptr<Sequenc
     const bool draining = update.error() == worker::v1::SEQUENCE_ERROR_DRAINING;
     delivery.next = draining ? Next::kResubmit : Next::kFinish;
     if (!draining) delivery.status = StatusOf(update);
+    // Known before the worker's next status tells it: what it ends or refuses now would come back
+    // to it at once, and be refused again, as often as a sequence may be lost.
+    if (draining) replica.status.set_state(worker::v1::WORKER_STATE_DRAINING);
     // The sink hears of failures through OnDone alone; a refusal leaves nothing of the update.
     update.clear_end();
     update.clear_error();

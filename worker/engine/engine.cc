@@ -48,7 +48,7 @@ void Engine::Submit(EngineRequest request) {
   EndError refusal = EndError::kNone;
   {
     absl::MutexLock lock(&mutex_);
-    if (draining_ || stop_) {
+    if (draining_) {
       refusal = EndError::kDraining;
     } else if (submissions_.size() >= bound) {
       refusal = EndError::kQueueFull;
@@ -91,6 +91,8 @@ bool Engine::WaitIdle(absl::Time deadline) {
 void Engine::Stop() {
   absl::MutexLock lock(&mutex_);
   stop_ = true;
+  draining_ = true;
+  snapshot_.draining = true;
 }
 
 EngineSnapshot Engine::snapshot() const {

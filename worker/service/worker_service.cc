@@ -200,11 +200,14 @@ WorkerStatus WorkerService::Status() const {
   status.set_max_running(facts_.max_running);
   // Asked under the lock, so that Detach waits for those who ask.
   absl::MutexLock lock(&mutex_);
-  status.set_state(draining_            ? worker::v1::WORKER_STATE_DRAINING
-                   : engine_ == nullptr ? worker::v1::WORKER_STATE_LOADING
-                                        : worker::v1::WORKER_STATE_READY);
+  status.set_state(draining_ ? worker::v1::WORKER_STATE_DRAINING
+                             : worker::v1::WORKER_STATE_LOADING);
   if (engine_ == nullptr) return status;
-  const SchedulerCounters counters = engine_->snapshot().scheduler;
+  const EngineSnapshot snapshot = engine_->snapshot();
+  // An engine that stops by itself, because its group is lost, drains too.
+  if (!draining_ && !snapshot.draining) status.set_state(worker::v1::WORKER_STATE_READY);
+  if (snapshot.draining) status.set_state(worker::v1::WORKER_STATE_DRAINING);
+  const SchedulerCounters& counters = snapshot.scheduler;
   status.set_running(counters.running);
   status.set_waiting(counters.waiting);
   if (counters.kv_blocks_total > 0) {

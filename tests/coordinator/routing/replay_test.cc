@@ -123,6 +123,20 @@ TEST_F(ReplayTest, ADrainingWorkerHandsItsSequencesOver) {
   EXPECT_EQ(second_.submits()[0].generated_ids_size(), 3);
 }
 
+// A worker whose group is lost ends its sequences and refuses others some time before its status,
+// or the end of its stream, tells so: it must not eat up what a sequence may be lost.
+TEST_F(ReplayTest, AWorkerThatEndsItsSequencesIsNotAskedAgainBeforeItsNextStatus) {
+  const Submit submit = MakeSubmit(13, kTokens);
+  Start(submit);
+  first_.Step(3);
+  ASSERT_TRUE(sink_->WaitTokens(3));
+  first_.RefuseWith(worker::v1::SEQUENCE_ERROR_DRAINING);
+  first_.FailAll(worker::v1::SEQUENCE_ERROR_DRAINING);
+  EXPECT_TRUE(sink_->WaitDone().ok());
+  EXPECT_EQ(sink_->tokens(), FakeWorker::Tokens(submit));
+  EXPECT_EQ(second_.submits().size(), 1u);
+}
+
 TEST_F(ReplayTest, ASilentWorkerIsLost) {
   RouterOptions options = OptionsFor({&first_, &second_});
   options.silence_timeout = absl::Milliseconds(300);

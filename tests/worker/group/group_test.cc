@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "kernels/check.h"
 #include "marcoro/worker/v1/group.grpc.pb.h"
 #include "marcoro/worker/v1/worker.grpc.pb.h"
@@ -190,9 +191,11 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectGlooByHand(const char* pref
 
 TEST(Group, RankZeroFallsBackToGlooWhenAPeerCannotMap) {
   Server server(2);
+  absl::Notification joined;  // until then the peer's ends must not close
   RunInThreads(2, [&](int rank) {
     if (rank == 0) {
       auto group = Group::Join(Options(server, 0, 2), &server.service());
+      joined.Notify();
       ASSERT_TRUE(group.ok()) << group.status();
       EXPECT_EQ((*group)->transport(), Transport::kGloo);
       return;
@@ -200,25 +203,33 @@ TEST(Group, RankZeroFallsBackToGlooWhenAPeerCannotMap) {
     auto client = GroupClient::Join(ClientOptions(server, 1, 2), absl::Seconds(60));
     ASSERT_TRUE(client.ok()) << client.status();
     ASSERT_TRUE((*client)->Set("data/shared-memory/mapped/1", "failed: not permitted").ok());
-    EXPECT_TRUE(ConnectGlooByHand("data/gloo", 1, **client).ok());
-    EXPECT_TRUE(ConnectGlooByHand("control/gloo", 1, **client).ok());
+    const auto data = ConnectGlooByHand("data/gloo", 1, **client);
+    EXPECT_TRUE(data.ok()) << data.status();
+    const auto control = ConnectGlooByHand("control/gloo", 1, **client);
+    EXPECT_TRUE(control.ok()) << control.status();
+    EXPECT_TRUE(joined.WaitForNotificationWithTimeout(absl::Minutes(1)));
   });
 }
 
 TEST(Group, PeersFallBackToGlooWhenRankZeroHasNoSegment) {
   Server server(2);
+  absl::Notification joined;
   KeyStore& keys = server.service().keys();
   ASSERT_TRUE(keys.Set("transport", "auto").ok());
   ASSERT_TRUE(keys.Set("data/shared-memory/segment", "failed: no memory").ok());
   RunInThreads(2, [&](int rank) {
     if (rank == 1) {
       auto group = Group::Join(Options(server, 1, 2), nullptr);
+      joined.Notify();
       ASSERT_TRUE(group.ok()) << group.status();
       EXPECT_EQ((*group)->transport(), Transport::kGloo);
       return;
     }
-    EXPECT_TRUE(ConnectGlooByHand("data/gloo", 0, keys).ok());
-    EXPECT_TRUE(ConnectGlooByHand("control/gloo", 0, keys).ok());
+    const auto data = ConnectGlooByHand("data/gloo", 0, keys);
+    EXPECT_TRUE(data.ok()) << data.status();
+    const auto control = ConnectGlooByHand("control/gloo", 0, keys);
+    EXPECT_TRUE(control.ok()) << control.status();
+    EXPECT_TRUE(joined.WaitForNotificationWithTimeout(absl::Minutes(1)));
   });
 }
 
