@@ -191,7 +191,7 @@ class SeparateHosts(unittest.TestCase):
             text="".join(choice.text for choice in choices), token_ids=[token for choice in choices for token in choice.token_ids],
             logprobs=[entry for choice in choices for entry in choice.logprobs])])
         self.assertEqual(self.bits(whole), undisturbed)
-        self.assertIn(f"worker {self.rank0.address}:50061 lost with 1 sequences", self.coordinator.log())
+        self.assertIn(f"worker {self.rank0.address}:50061 lost", self.coordinator.log())
 
 
 if __name__ == "__main__":
