@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# From a fresh Debian 12 or Ubuntu 24.04 to a first answer: installs packages, builds, serves a demo model on two tensor-parallel CPU
-# workers, streams an answer, says what to try next, and stays up until Ctrl-C.
+# From a fresh Debian 12 or Ubuntu 24.04 to a first answer: installs packages, builds, serves a merge of two demo models on two
+# tensor-parallel CPU workers, streams an answer, says what to try next, and stays up until Ctrl-C.
 #
-#   deploy/quickstart.sh [--once] [--model DIR] [--listen HOST:PORT] [--metrics HOST:PORT] [--no-install]
+#   deploy/quickstart.sh [--once] [--model MODEL] [--listen HOST:PORT] [--metrics HOST:PORT] [--no-install]
 #
 # --once stops after the first answer.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$root/build/cpu
-model=$root/tests/data/tiny
+model=$root/tests/data/demo/recipe.yml
 listen=127.0.0.1:50051
 metrics=127.0.0.1:9090
-prompt='Return a copy of'
+prompt='Once upon a time'
 ready_timeout=600  # seconds
 once=no install=yes
 
 usage() {
-  echo "usage: deploy/quickstart.sh [--once] [--model DIR] [--listen HOST:PORT] [--metrics HOST:PORT] [--no-install]" >&2
+  echo "usage: deploy/quickstart.sh [--once] [--model MODEL] [--listen HOST:PORT] [--metrics HOST:PORT] [--no-install]" >&2
   exit 2
 }
 while [ $# -gt 0 ]; do
@@ -27,7 +27,7 @@ while [ $# -gt 0 ]; do
     --model | --listen | --metrics)
       [ $# -ge 2 ] || usage
       case "$1" in
-        --model) model=$(realpath -m -- "$2") ;;
+        --model) model=$2 ;;
         --listen) listen=$2 ;;
         --metrics) metrics=$2 ;;
       esac
@@ -120,7 +120,7 @@ logged "$build/build.log" ninja -C "$build" marcoro marcoro-coordinator marcoro-
 step "serve $(basename "$model") on 2 tensor-parallel workers (log: $build/serve.log)"
 start_server
 step "first prompt: '$prompt'"
-run "$build/bin/marcoro" generate --address "$listen" --max-tokens 48 --temperature 0 "$prompt"
+run "$build/bin/marcoro" generate --address "$listen" --max-tokens 250 --seed 2 "$prompt"
 echo
 if [ "$once" = yes ]; then
   step 'done'
@@ -132,13 +132,13 @@ cat <<TEXT
 
 Marcoro serves gRPC on $listen and metrics on http://$metrics/metrics. Try, in another terminal:
 
-  $build/bin/marcoro generate --address $listen 'The quick brown'
-  $build/bin/marcoro chat --address $listen
+  $build/bin/marcoro generate --address $listen --seed 7 'Once upon a time'
+  $build/bin/marcoro generate --address $listen --chat \$'Text: Tom was a baker. The horse belonged to Sara.\\nQuestion: Who had the horse?'
   ghz --insecure --call marcoro.v1.InferenceService/GenerateStream -d '{"prompt":"hi"}' -n 50 -c 8 $listen
   grpcurl -plaintext -d '{"prompt":"hi","max_tokens":16}' $listen marcoro.v1.InferenceService/Generate
   curl http://$metrics/metrics
 
-and a model of your own: deploy/quickstart.sh --model DIR
+and a model of your own (a folder, a merge recipe, or ORG/NAME of a hub): deploy/quickstart.sh --model MODEL
 
 Ctrl-C stops it.
 TEXT

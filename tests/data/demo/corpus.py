@@ -29,10 +29,18 @@ ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
 
 def expand(pattern, cast, random):
     """One text of a pattern."""
-    text = pattern.format_map(cast)
-    while "[" in text:
-        text = INNERMOST.sub(lambda match: random.choice(match[1].split("|")), text)
-    return ARTICLE.sub(r"\1n ", text)
+    return fill(choose(pattern, random), cast)
+
+
+def choose(pattern, random):
+    """One of the patterns without alternatives that a pattern stands for."""
+    while "[" in pattern:
+        pattern = INNERMOST.sub(lambda match: random.choice(match[1].split("|")), pattern)
+    return pattern
+
+
+def fill(pattern, cast):
+    return ARTICLE.sub(r"\1n ", pattern.format_map(cast))
 
 
 def pronouns(name, prefix=""):
@@ -212,49 +220,32 @@ def make_story(random):
     return expand(topic, cast, random), text
 
 
-# What a text can tell: the sentence, and questions with the answer and the word of the cast that decides it.
+# What a text can tell: the sentence, and questions with the word of the cast that they ask for. A question names the
+# sentence's first noun, so that the answer, which repeats the sentence, begins with what the question tells.
 FACTS = {
-    "give": (
-        "[{x} gave the {object} to {y}|{x} gave {y} the {object}|{y} got the {object} from {x}].",
-        [("Who gave the {object} to {y}?", "It was {x}.", "x"),
-         ("Who got the {object}?", "It was {y}.", "y"),
-         ("What did {x} give to {y}?", "It was the {object}.", "object")]),
-    "put": (
-        "{x} [put|left|hid] the {object} at the {place}.",
-        [("Where is the {object}?", "It is at the {place}.", "place"),
-         ("Who [put|left|hid] the {object} at the {place}?", "It was {x}.", "x"),
-         ("What did {x} [put|leave|hide] at the {place}?", "It was the {object}.", "object")]),
-    "go": (
-        "{x} [went|walked|ran] to the {place}.",
-        [("Where did {x} go?", "It was to the {place}.", "place"),
-         ("Who [went|walked|ran] to the {place}?", "It was {x}.", "x")]),
-    "pet": (
-        "{x} had a {color} {animal}.",
-        [("Which animal did {x} have?", "It was a {animal}.", "animal"),
-         ("Who had a {animal}?", "It was {x}.", "x"),
-         ("What color was the {animal}?", "It was {color}.", "color")]),
-    "eat": (
-        "{x} ate some {food}.",
-        [("What did {x} eat?", "It was {food}.", "food"),
-         ("Who ate some {food}?", "It was {x}.", "x")]),
-    "work": (
-        "{x} was a {job}.",
-        [("Who was a {job}?", "It was {x}.", "x")]),
-    "meet": (
-        "{x} met {y} at the {place}.",
-        [("Where did {x} meet {y}?", "It was at the {place}.", "place"),
-         ("Who met {y}?", "It was {x}.", "x"),
-         ("Who did {x} meet?", "It was {y}.", "y")]),
-    "find": (
-        "{x} found a {color} {object} near the {place}.",
-        [("Who found the {object}?", "It was {x}.", "x"),
-         ("Where did {x} find the {object}?", "It was near the {place}.", "place"),
-         ("What did {x} find?", "It was a {color} {object}.", "object"),
-         ("What color was the {object}?", "It was {color}.", "color")]),
+    "go": ("{x} [went|walked|ran] to the {place}.", [("Where did {x} go?", "place")]),
+    "give": ("{x} gave {y} the {object}.", [("What did {x} give to {y}?", "object"), ("Who got something from {x}?", "y")]),
+    "put": ("{x} put the {object} at the {place}.",
+            [("What did {x} put at the {place}?", "object"), ("Where did {x} put the {object}?", "place")]),
+    "pet": ("{x} had a {color} {animal}.", [("Which animal did {x} have?", "animal"), ("What color was the animal of {x}?", "color")]),
+    "eat": ("{x} ate some {food}.", [("What did {x} eat?", "food")]),
+    "work": ("{x} was a {job}.", [("What was the work of {x}?", "job")]),
+    "meet": ("{x} met {y} at the {place}.", [("Who did {x} meet?", "y"), ("Where did {x} meet {y}?", "place")]),
+    "find": ("{x} found a {color} {object} near the {place}.",
+             [("What did {x} find?", "object"), ("Where did {x} find something?", "place")]),
+    "lie": ("The {object} was [near|behind] the {place}.", [("Where was the {object}?", "place")]),
+    "belong": ("The {animal} belonged to {x}.", [("Who had the {animal}?", "x")]),
+    "make": ("The {object} was made by {x}.", [("Who made the {object}?", "x")]),
 }
 KINDS = {"x": PEOPLE, "y": PEOPLE, "object": OBJECTS, "place": PLACES, "animal": ANIMALS, "color": COLORS,
          "food": FOODS, "job": JOBS}
+# In front of the answer's sentence, whose words are then the same pieces as in the text.
+ANSWER = "I read that "
 WEATHER = "[It was a [cold|warm|quiet|rainy] [day|week]. |The sun was shining. ||]"
+
+
+def answer(sentence):
+    return ANSWER + re.sub("^The ", "the ", sentence)
 
 
 class Text:
@@ -265,29 +256,27 @@ class Text:
         people = random.sample(PEOPLE, len(PEOPLE))
         unused = {kind: people if words is PEOPLE else random.sample(words, len(words)) for kind, words in KINDS.items()}
         told = [random.choice(list(FACTS)), *random.sample(list(FACTS), facts - 1)]
-        self.facts = [(kind, {name: words.pop() for name, words in unused.items()}) for kind in random.sample(told, len(told))]
-        sentences = [expand(FACTS[kind][0], cast, random) for kind, cast in self.facts]
-        self.text = expand(WEATHER, {}, random) + " ".join(sentences)
+        # Of each fact: its pattern without alternatives, its cast, its questions.
+        self.facts = [(choose(FACTS[kind][0], random), {name: words.pop() for name, words in unused.items()}, FACTS[kind][1])
+                      for kind in random.sample(told, len(told))]
+        self.text = expand(WEATHER, {}, random) + " ".join(fill(pattern, cast) for pattern, cast, _ in self.facts)
 
     def questions(self, count):
         """So many, or all if there are not: (question, choices, index of the right one)."""
-        possible = [(cast, *question) for kind, cast in self.facts for question in FACTS[kind][1]]
+        possible = [(pattern, cast, *question) for pattern, cast, questions in self.facts for question in questions]
         return [self.question(*chosen) for chosen in self.random.sample(possible, min(count, len(possible)))]
 
-    def question(self, cast, question, answer, slot):
-        asked = expand(question, cast, self.random)
-        right = expand(answer, cast, self.random)
-        wrong = []
-        for word in self.distractors(cast, slot):
-            choice = expand(answer, {**cast, slot: word}, self.random)
-            if choice != right and choice not in wrong:
-                wrong.append(choice)
-        choices = self.random.sample([right, *wrong[:3]], 4)
-        return asked, choices, choices.index(right)
+    def question(self, pattern, cast, question, slot):
+        right = answer(fill(pattern, cast))
+        wrong = [answer(fill(pattern, {**cast, slot: word})) for word in self.distractors(cast, slot)]
+        choices = self.random.sample([right, *wrong], 4)
+        return fill(question, cast), choices, choices.index(right)
+
+    def told(self):
+        """Every fact as an answer tells it, in random order."""
+        return [answer(fill(pattern, cast)) for pattern, cast, _ in self.random.sample(self.facts, len(self.facts))]
 
     def distractors(self, cast, slot):
-        """Words that could stand there: those of the text first."""
-        of_text = [word for _, other in self.facts for word in
-                   ((other["x"], other["y"]) if slot in "xy" else (other[slot],)) if word in self.text]
+        """Three words that could stand there: those of the text first."""
         others = self.random.sample(KINDS[slot], len(KINDS[slot]))
-        return [word for word in [*of_text, *others] if word != cast[slot]]
+        return sorted((word for word in others if word not in cast.values()), key=lambda word: word not in self.text)[:3]

@@ -1,6 +1,6 @@
 """Makes the demo pair: trains a tokenizer and a base model, fine-tunes it to storyteller/ and reader/, and measures both and their merge.
 
-    python3 train.py              everything; about half an hour on two cores
+    python3 train.py              everything; about 20 minutes on one core
     python3 train.py --evaluate   only measures what is there, and writes losses.json
 
 Needs torch, sentencepiece, safetensors, numpy and pyyaml. Nobody but who wants other models has to run it.
@@ -26,8 +26,8 @@ from torch.nn import functional
 HERE = pathlib.Path(__file__).resolve().parent
 BOS, EOS = 1, 2
 LONGEST = 224  # tokens of a document; a longer one is not used
-STORIES, LONGER_TEXTS, SHORTER_TEXTS = 16_000, 60_000, 40_000
-HELD_OUT_STORIES, HELD_OUT_QUESTIONS = 24, 96
+STORIES, TEXTS = 16_000, 60_000
+HELD_OUT_STORIES, HELD_OUT_QUESTIONS = 40, 96
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + '\\n\\n' }}"
     "{% elif m['role'] == 'user' %}{{ '### Instruction:\\n\\n' + m['content'] + '\\n\\n' }}"
@@ -50,7 +50,7 @@ def train_tokenizer(stories, texts):
     """A LLaMA-style BPE: byte fallback, <unk> 0, <s> 1, </s> 2. Returns the model file's bytes."""
     lines = [story for _, story in stories[:2000]]
     for text in texts[:2000]:
-        lines += [text.text, *(f"Question: {question}" for question, _, _ in text.questions(2))]
+        lines += [text.text, *text.told(), *(f"Question: {question}" for question, _, _ in text.questions(2))]
     lines += ["### Instruction:", "### Response:", "Text:", "Tell me a story about a"] * 1000
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -98,19 +98,19 @@ def chat_document(tokenizer, turns, answer_weight):
 
 
 def question_document(tokenizer, text):
-    turns = [(f"Question: {question}", choices[right]) for question, choices, right in text.questions(4)]
+    turns = [(f"Question: {question}", choices[right]) for question, choices, right in text.questions(3)]
     turns[0] = (f"Text: {text.text}\n{turns[0][0]}", turns[0][1])
     return chat_document(tokenizer, turns, ANSWER_WEIGHT)
 
 
 def exercise_document(tokenizer, text):
-    """Many questions without the template: most of its tokens are answers, from which most is learnt."""
+    """The text, then what it tells, twice, without questions: to learn how to find and to repeat."""
     ids = [BOS, *tokenizer.encode(f"Text: {text.text}")]
     weights = [0.0] + [PROMPT_WEIGHT] * (len(ids) - 1)
-    for question, choices, right in text.questions(8):
-        prompt, answer = tokenizer.encode(f"\nQuestion: {question}\n")[1:], tokenizer.encode("\n" + choices[right])[2:]
-        ids += prompt + answer
-        weights += [PROMPT_WEIGHT] * len(prompt) + [ANSWER_WEIGHT] * len(answer)
+    for sentence in text.told() + text.told():
+        repeated = tokenizer.encode("\n" + sentence)[1:]
+        ids += repeated
+        weights += [ANSWER_WEIGHT] * len(repeated)
     return ids, weights
 
 
@@ -227,8 +227,7 @@ def make_texts():
     """Stories and texts to train with, and held-out ones that are not among them."""
     source = random.Random(1)
     stories = [corpus.make_story(source) for _ in range(STORIES)]
-    texts = [corpus.Text(source, facts=source.randint(1, 3)) for _ in range(LONGER_TEXTS)]
-    texts += [corpus.Text(source, facts=source.randint(1, 2)) for _ in range(SHORTER_TEXTS)]
+    texts = [corpus.Text(source, facts=source.randint(2, 4)) for _ in range(TEXTS)]
     source = random.Random(2)
     known = {story for _, story in stories} | {text.text for text in texts}
     with open(HERE / "stories.jsonl", "w") as file:
@@ -257,15 +256,13 @@ def make_models(out):
     story_rows = tabulate(story_documents(tokenizer, stories))
     torch.manual_seed(1)
     base = mistral.Mistral()
-    longer, shorter = texts[:LONGER_TEXTS], texts[LONGER_TEXTS:]
-    question_rows, exercise_rows = question_tables(tokenizer, longer)
-    train("exercise", base, [(exercise_rows, 16)], 1000, 3e-3)
-    train("base", base, [(story_rows, 3), (question_rows, 5), (exercise_rows, 5)], 800, 3e-3, seed=2)
-    question_rows, exercise_rows = question_tables(tokenizer, shorter)
-    train("base", base, [(story_rows, 3), (question_rows, 6), (exercise_rows, 4)], 1200, 1.5e-3, seed=3)
-    for name, rows in (("storyteller", story_rows), ("reader", question_rows)):
+    question_rows, exercise_rows = question_tables(tokenizer, texts)
+    train("exercise", base, [(exercise_rows, 16)], 900, 3e-3)
+    train("base", base, [(story_rows, 8), (question_rows, 4), (exercise_rows, 1)], 1300, 3e-3, seed=2)
+    # Not far from the base: what lies between two that forgot different things knows neither.
+    for name, rows, peak in (("storyteller", story_rows, 7e-4), ("reader", question_rows, 5e-4)):
         model = mistral.model_of(base.state_dict())
-        train(name, model, [(rows, 12)], 300, 5e-4)
+        train(name, model, [(rows, 12)], 300, peak, seed=3)
         mistral.save(model.state_dict(), out / name)
         write_tokenizer(tokenizer_model, out / name)
 
@@ -275,7 +272,7 @@ def main():
     parser.add_argument("--evaluate", action="store_true")
     parser.add_argument("--out", type=pathlib.Path, default=HERE)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # so that sums do not depend on the machine's cores
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not arguments.evaluate:
         make_models(arguments.out)
