@@ -6,11 +6,14 @@
 #   install.sh --list-runtime  prints the packages that --runtime installs
 #   install.sh --dev           also what the tests and checks use: clang, Python's grpcio and, below build/tools, promtool, haproxy
 #                              and the schemas of Kubernetes; Go programs where Go is present
+#   install.sh --cuda          to build and run, with a CUDA toolkit for 'cmake --preset cuda': the one that is there ($CUDA_HOME,
+#                              nvcc on the PATH, /usr/local/cuda), else NVIDIA's packages where their repository is configured,
+#                              else NVIDIA's wheels below build/tools/cuda, which needs no root
 set -euo pipefail
 
 build_packages=(
   build-essential ca-certificates ccache cmake git ninja-build pkg-config python3
-  libabsl-dev libbenchmark-dev libcurl4-openssl-dev libgloo-dev libgmock-dev libgrpc++-dev libgtest-dev libprotobuf-dev
+  libabsl-dev libbenchmark-dev libboost-context-dev libcurl4-openssl-dev libgloo-dev libgmock-dev libgrpc++-dev libgtest-dev libprotobuf-dev
   libsentencepiece-dev libspdlog-dev libssl-dev libyaml-cpp-dev nlohmann-json3-dev prometheus-cpp-dev protobuf-compiler
   protobuf-compiler-grpc
 )
@@ -32,6 +35,13 @@ go_tools=(
 )
 kustomize='kustomize sigs.k8s.io/kustomize/kustomize/v5@v5.8.1'  # where kubectl is not
 python_tools=(kubernetes-validate==1.37.0 dockerfile-parse==2.0.1)
+# A compiler that knows C++20 and this compiler's libraries. What newer ones make does not run with the drivers of 13.0.
+oldest_cuda=12.4
+cuda_packages=(cuda-nvcc-13-0 cuda-cudart-dev-13-0 libnccl-dev)
+cuda_wheels=(
+  'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*'
+  'nvidia-nccl-cu13==2.28.*'
+)
 
 fail() {
   echo "install.sh: $*" >&2
@@ -154,6 +164,57 @@ install_go_tools() {
   done
 }
 
+# Prints the nvcc of a toolkit that is there and new enough.
+find_cuda() {
+  local nvcc version
+  for nvcc in "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" "$tools/cuda/bin/nvcc" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc; do
+    if [ -z "$nvcc" ] || [ ! -x "$nvcc" ]; then continue; fi
+    version=$("$nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+    if [ -n "$version" ] && printf '%s\n' "$oldest_cuda" "$version" | sort -V -C; then
+      echo "$nvcc"
+      return
+    fi
+    note "$nvcc is CUDA ${version:-of an unknown version}: at least $oldest_cuda is needed" >&2
+  done
+  return 1
+}
+
+may_install() { [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null; }
+
+install_cuda_packages() {
+  may_install && command -v apt-cache >/dev/null && apt-cache show "${cuda_packages[@]}" >/dev/null 2>&1 || return 1
+  install_packages "${cuda_packages[@]}"
+}
+
+# Whole toolkits look otherwise than wheels: CMake and nvcc want lib64, linkers want names without versions.
+install_cuda_wheels() {
+  local -r venv="$tools/cuda-wheels"
+  local folder library
+  note "installing CUDA below build/tools: ${cuda_wheels[*]}"
+  rm -rf "$venv" "$tools/cuda"
+  mkdir -p "$tools"
+  /usr/bin/python3 -m venv "$venv" || fail "python3 -m venv does not work: install python3-venv, or a CUDA toolkit"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check "${cuda_wheels[@]}" || fail 'the wheels could not be installed'
+  folder=$(echo "$venv"/lib/python3*/site-packages/nvidia/cu13)
+  [ -x "$folder/bin/nvcc" ] || fail "no nvcc in $folder"
+  ln -sfn lib "$folder/lib64"
+  ln -sfn ../../nccl/include/nccl.h "$folder/include/nccl.h"
+  ln -sfn ../../nccl/lib/libnccl.so.2 "$folder/lib/libnccl.so"
+  for library in "$folder"/lib/lib*.so.*; do
+    ln -sfn "$(basename "$library")" "${library%%.so.*}.so"
+  done
+  ln -sfn "cuda-wheels/${folder#"$venv"/}" "$tools/cuda"
+}
+
+install_cuda() {
+  local nvcc
+  if ! nvcc=$(find_cuda); then
+    install_cuda_packages || install_cuda_wheels
+    nvcc=$(find_cuda) || fail 'the CUDA toolkit that was installed does not run'
+  fi
+  note "CUDA: $nvcc; build with: cmake --preset cuda && cmake --build --preset cuda"
+}
+
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/build/tools
 case "${1:-}" in
   '') install_packages "${build_packages[@]}" ;;
@@ -169,5 +230,9 @@ case "${1:-}" in
     install_python_tools
     install_go_tools
     ;;
-  *) fail 'usage: install.sh [--runtime | --list-runtime | --dev]' ;;
+  --cuda)
+    install_packages "${build_packages[@]}"
+    install_cuda
+    ;;
+  *) fail 'usage: install.sh [--runtime | --list-runtime | --dev | --cuda]' ;;
 esac

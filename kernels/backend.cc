@@ -1,7 +1,10 @@
 #include "kernels/backend.h"
 
+#include <algorithm>
+#include <iterator>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -18,9 +21,10 @@ absl::StatusOr<BackendChoice> ChooseBackend(const BackendOptions& options,
                                                    kMaxBackendThreads, ", not ", options.threads));
   }
   const std::string& name = options.name;
-  if (name != "auto" && name != "avx512" && name != "avx2" && name != "reference") {
+  constexpr std::string_view kNames[] = {"auto", "avx512", "avx2", "reference", "cuda"};
+  if (std::find(std::begin(kNames), std::end(kNames), name) == std::end(kNames)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("unknown backend '", name, "': one of auto, avx512, avx2, reference"));
+        absl::StrCat("unknown backend '", name, "': one of auto, avx512, avx2, reference, cuda"));
   }
   if (options.activations != DType::kBF16 && options.activations != DType::kF32) {
     return absl::InvalidArgumentError("activations must be bfloat16 or float32");
@@ -30,6 +34,7 @@ absl::StatusOr<BackendChoice> ChooseBackend(const BackendOptions& options,
         "float32 activations need the backend 'reference'; '", name, "' computes in bfloat16"));
   }
   if (name == "reference") return BackendChoice::kReference;
+  if (name == "cuda") return BackendChoice::kCuda;
 
   const std::string avx512_missing = cpu::MissingForAvx512(features);
   const std::string avx2_missing = cpu::MissingForAvx2(features);
@@ -54,6 +59,8 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const BackendOptions& opt
       return cpu::MakeCpuBackend(cpu::InstructionSet::kAvx512, options.threads);
     case BackendChoice::kAvx2:
       return cpu::MakeCpuBackend(cpu::InstructionSet::kAvx2, options.threads);
+    case BackendChoice::kCuda:
+      return CreateCudaBackend(options);
     case BackendChoice::kReference:
       break;
   }

@@ -1,10 +1,15 @@
 // The op list: everything the model asks of a machine, with every shape written down.
 //
-// A backend is one kernel family (reference, avx2, avx512, later cuda). Within one family every op
+// A backend is one kernel family (reference, avx2, avx512, cuda). Within one family every op
 // keeps the numerics contract: an output row depends on its own input row (and its own sequence's
 // KV blocks) only, each output element is reduced in one fixed order, and neither depends on how
 // many tokens are in the step, how many threads run, or where a prompt was cut into chunks. Shapes
 // that only a bug can get wrong are CHECKed.
+//
+// Tensors, weights, norms and the KV cache lie in the backend's memory; spans (ids, sequences,
+// rows, summaries) in the program's own. On a CPU the two are one. A GPU runs ops after the call
+// has returned, in the order of the calls: what it computed is seen, and what failed is told, by
+// Download and Synchronize.
 //
 // Letters in shapes: T tokens in the step, H hidden, V vocabulary, K and N matmul inputs and
 // outputs, D head_dim, A query heads and C KV heads held by this rank, F feed-forward width held by
@@ -18,7 +23,9 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/tensor.h"
@@ -115,14 +122,35 @@ struct LogitSummary {
   bool has_nan = false;    // then the other fields are unspecified
 };
 
+// One step as the ops will be asked for it.
+struct StepInput {
+  absl::Span<const int32_t> ids;
+  absl::Span<const SequenceSpan> sequences;
+  absl::Span<const int32_t> logit_rows;
+};
+
+// The largest steps of a model's shard.
+struct StepLimits {
+  int64_t tokens = 0;
+  int64_t logit_rows = 0;
+  int64_t vocabulary = 0;  // columns of logits
+  int32_t context_length = 0;
+  AttentionShape attention;
+  std::vector<WeightShape> weights;  // every shape that Matmul is asked for
+};
+
 struct BackendOptions {
   // "auto" (the best this processor runs), "avx512" (needs F, BW, VL, VBMI and BF16), "avx2" (needs
-  // FMA and F16C), "reference".
+  // FMA and F16C), "reference", "cuda" (an NVIDIA GPU of compute capability 8.0 or newer).
   std::string name = "auto";
   // Threads that compute, the calling one included. At least 1.
   int threads = 1;
   // kBF16, or kF32 with "reference".
   DType activations = DType::kBF16;
+  // With "cuda", which of the GPUs that this process sees. -1: the ranks of a group take them in
+  // turn, again from the first one if there are fewer GPUs than ranks.
+  int device = -1;
+  int rank = 0;
 };
 
 class Backend {
@@ -130,13 +158,35 @@ class Backend {
   virtual ~Backend() = default;
 
   // Kernel family, part of the numerics fingerprint: "reference", "reference-f32", "avx2",
-  // "avx512".
+  // "avx512", "cuda-sm_80", "cuda-sm_90a", ….
   virtual std::string_view name() const = 0;
   virtual DType activation_dtype() const = 0;
   virtual int threads() const = 0;
 
   // Zeroed memory. RESOURCE_EXHAUSTED if there is not enough.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
+  // Bytes that could still be allocated; SIZE_MAX if that is not known.
+  virtual size_t AvailableMemory() const = 0;
+
+  // Whether the backend's memory is the program's own, to be read and written by anybody.
+  virtual bool host_memory() const { return true; }
+  // Copies to and from the backend's memory, done when the call returns. Upload may be called
+  // concurrently with itself and PackWeight. Download comes after the ops that were asked for
+  // before; it fails if the device did, and then the copy is worth nothing.
+  virtual absl::Status Upload(const void* source, void* memory, size_t bytes);
+  virtual absl::Status Download(const void* memory, void* out, size_t bytes);
+  // Waits for the ops that were asked for before. INTERNAL if one failed: the device is lost.
+  virtual absl::Status Synchronize() { return absl::OkStatus(); }
+
+  // Makes room for steps within the limits; ReservedBytes of it in the backend's memory.
+  // RESOURCE_EXHAUSTED without it, INVALID_ARGUMENT for a shape that the backend has no kernels
+  // for. A GPU makes room in mid-step for what was not announced.
+  virtual size_t ReservedBytes(const StepLimits& limits) const { return 0; }
+  virtual absl::Status Reserve(const StepLimits& limits) { return absl::OkStatus(); }
+
+  // Until the next call, ids, sequences and rows that ops are given are these very spans, and what
+  // they hold stays as it is. Sequences do not overlap.
+  virtual void BeginStep(const StepInput& step) {}
 
   // Runs body(i) for every i in [0, count), on all threads, each i once, in any order; returns when
   // all are done.
@@ -189,11 +239,17 @@ class Backend {
   // rounded once.
   virtual void SwiGlu(const Tensor& gate_up, const Tensor& out) = 0;
 
-  // One summary for each row of logits (R, V) F32.
+  // to (R, columns) = the given rows of from; both of one type.
+  virtual void GatherRows(const Tensor& from, absl::Span<const int32_t> rows, const Tensor& to);
+
+  // to = from, which has the same size and type.
+  virtual void CopyMatrix(const Tensor& from, const Tensor& to);
+
+  // One summary for each row of logits (R, V) F32; there when the call returns.
   virtual void SummarizeLogits(const Tensor& logits, absl::Span<LogitSummary> out) = 0;
 };
 
-// INVALID_ARGUMENT for an unknown name or combination, FAILED_PRECONDITION if this processor cannot
+// INVALID_ARGUMENT for an unknown name or combination, FAILED_PRECONDITION if this machine cannot
 // run it (the message names what is missing).
 absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const BackendOptions& options);
 

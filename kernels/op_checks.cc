@@ -1,5 +1,7 @@
 #include "kernels/op_checks.h"
 
+#include <algorithm>
+
 #include "kernels/check.h"
 
 namespace marcoro {
@@ -134,6 +136,20 @@ void CheckSwiGlu(const Tensor& gate_up, const Tensor& out, DType activations) {
   MARCORO_CHECK(gate_up.columns == 2 * out.columns);
 }
 
+void CheckGatherRows(const Tensor& from, absl::Span<const int32_t> rows, const Tensor& to) {
+  CheckMatrix(from, to.dtype);
+  CheckMatrix(to, to.dtype);
+  MARCORO_CHECK(from.columns == to.columns);
+  MARCORO_CHECK(to.rows == static_cast<int64_t>(rows.size()));
+  for (const int32_t row : rows) MARCORO_CHECK(row >= 0 && row < from.rows);
+}
+
+void CheckCopyMatrix(const Tensor& from, const Tensor& to) {
+  CheckMatrix(from, to.dtype);
+  CheckMatrix(to, to.dtype);
+  CheckSameSize(from, to);
+}
+
 void CheckSummarizeLogits(const Tensor& logits, absl::Span<LogitSummary> out) {
   CheckMatrix(logits, DType::kF32);
   MARCORO_CHECK(logits.rows == static_cast<int64_t>(out.size()));
@@ -141,6 +157,14 @@ void CheckSummarizeLogits(const Tensor& logits, absl::Span<LogitSummary> out) {
 
 void CheckBlock(const KvCacheLayer& cache, int32_t block) {
   MARCORO_CHECK(block >= 0 && block < cache.blocks);
+}
+
+void CheckVisibleBlocks(const SequenceSpan& sequence, int32_t window, const KvCacheLayer& cache) {
+  const int32_t first = window > 0 ? std::max(0, sequence.position - window + 1) : 0;
+  const int32_t last = sequence.position + sequence.tokens - 1;
+  for (int32_t entry = first / kKvBlockTokens; entry <= last / kKvBlockTokens; ++entry) {
+    CheckBlock(cache, sequence.blocks[entry]);
+  }
 }
 
 }  // namespace marcoro

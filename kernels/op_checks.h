@@ -25,7 +25,11 @@ void CheckAttention(const Tensor& q, const AttentionShape& shape,
                     absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                     const Tensor& out, DType activations);
 void CheckSwiGlu(const Tensor& gate_up, const Tensor& out, DType activations);
+void CheckGatherRows(const Tensor& from, absl::Span<const int32_t> rows, const Tensor& to);
+void CheckCopyMatrix(const Tensor& from, const Tensor& to);
 void CheckSummarizeLogits(const Tensor& logits, absl::Span<LogitSummary> out);
 void CheckBlock(const KvCacheLayer& cache, int32_t block);
+// Of the blocks that the sequence's queries see.
+void CheckVisibleBlocks(const SequenceSpan& sequence, int32_t window, const KvCacheLayer& cache);
 
 }  // namespace marcoro

@@ -34,9 +34,17 @@ void AddModelFlags(WorkerConfig* config, FlagTable* table) {
                       "(reference backend only).",
               .choices = {"fp8", "bf16", "f32"}});
   table->Add("backend", &config->backend,
-             {.value = "auto|avx512|avx2|reference",
-              .help = "Kernel family; auto takes the best that the processor runs.",
-              .choices = {"auto", "avx512", "avx2", "reference"}});
+             {.value = "auto|avx512|avx2|reference|cuda",
+              .help = "Kernel family; auto takes the best that the processor runs, cuda an NVIDIA "
+                      "GPU (in programs built with it).",
+              .choices = {"auto", "avx512", "avx2", "reference", "cuda"}});
+  table->Add(
+      "device", &config->device,
+      {.value = "N",
+       .help = "Which of the GPUs that the process sees, with --backend=cuda; -1: ranks take "
+               "them in turn.",
+       .minimum = -1,
+       .maximum = 255});
   table->Add("activations", &config->activations,
              {.value = "bf16|f32",
               .help = "Activation type; f32 is the reference backend's.",
@@ -114,9 +122,11 @@ void AddSchedulerFlags(WorkerConfig* config, FlagTable* table) {
               .help = "Most sequences that wait; one more is refused.",
               .minimum = 1,
               .maximum = 1 << 20});
-  table->Add("kv-tokens", &config->kv_tokens,
-             {.value = "N",
-              .help = "Size of the KV cache in tokens; 0: from free memory, at most 16 contexts."});
+  table->Add(
+      "kv-tokens", &config->kv_tokens,
+      {.value = "N",
+       .help = "Size of the KV cache in tokens; 0: from free memory, at most 16 contexts, on "
+               "a GPU one for each of --max-sequences."});
   table->Add("memory-fraction", &config->memory_fraction,
              {.value = "X",
               .help = "Share of the memory left after loading that the KV cache may take.",

@@ -18,6 +18,7 @@ struct WorkerConfig {
   uint64_t random_seed = 0;
   std::string weights = "fp8";   // format of the linear weights
   std::string backend = "auto";  // kernel family
+  int32_t device = -1;           // GPU of the backend cuda; -1: by rank
   std::string activations = "bf16";
   int32_t threads = 0;  // 0: the processors this process may use
 

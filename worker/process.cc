@@ -15,9 +15,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "kernels/backend.h"
-#include "kernels/cpu/memory.h"
 #include "spdlog/spdlog.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/group_executor.h"
@@ -128,7 +128,9 @@ absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
   }
   auto backend = CreateBackend({.name = config.backend,
                                 .threads = ThreadsPerRank(config),
-                                .activations = config.activation_dtype()});
+                                .activations = config.activation_dtype(),
+                                .device = config.device,
+                                .rank = config.rank});
   if (!backend.ok()) return backend.status();
   model.backend = *std::move(backend);
 
@@ -203,29 +205,43 @@ absl::Status ExplainMemory(const absl::Status& status, const WorkerConfig& confi
                    "with more memory"));
 }
 
+// Tokens of KV cache that rank 0's free memory has room for once the shard is loaded.
+absl::StatusOr<int64_t> SizeKvCache(const WorkerConfig& config, const OpenedModel& model) {
+  const ModelConfig& shape = model.config;
+  const Backend& backend = *model.backend;
+  // Ranks of one host share its memory; a GPU's is taken for one rank's alone.
+  const double sharing = backend.host_memory() ? config.world_size : 1;
+  const double block_bytes = static_cast<double>(KvCache::BlockBytes(
+      backend, shape.layers, shape.kv_heads / config.world_size, shape.head_dim));
+  const double activations = static_cast<double>(Transformer::ActivationBytes(
+      shape, {.rank = 0, .world_size = config.world_size}, model.bounds, backend));
+  const double free = static_cast<double>(backend.AvailableMemory()) / sharing;
+  const double share = std::max(0.0, free - activations) * config.memory_fraction;
+  constexpr int kContexts = 16;
+  const int contexts = backend.host_memory() ? kContexts : config.max_sequences;
+  const auto tokens =
+      static_cast<int64_t>(std::min(share / block_bytes * kKvBlockTokens,
+                                    static_cast<double>(contexts) * model.bounds.context_length));
+  const int64_t least = std::min<int64_t>(model.bounds.context_length, 256);
+  if (tokens >= least) return tokens;
+  constexpr double kMegabyte = 1e6;
+  const double needed = static_cast<double>(least) / kKvBlockTokens * block_bytes;
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "a KV cache of %d tokens needs %.0f MB, and --memory-fraction=%g of what is left after "
+      "loading is %.0f MB: missing %.0f MB",
+      least, needed / kMegabyte, config.memory_fraction, share / kMegabyte,
+      (needed - share) / kMegabyte));
+}
+
 // Rank 0 decides the size of the KV cache, since the scheduler is there; every rank allocates as
 // much.
 absl::StatusOr<int32_t> AgreeOnKvBlocks(const WorkerConfig& config, const OpenedModel& model,
                                         Group& group) {
   int64_t tokens = config.kv_tokens;
   if (group.rank() == 0 && tokens == 0) {
-    const ModelConfig& shape = model.config;
-    const size_t block_bytes = KvCache::BlockBytes(
-        *model.backend, shape.layers, shape.kv_heads / config.world_size, shape.head_dim);
-    const Shard shard{.rank = 0, .world_size = config.world_size};
-    const double available =
-        static_cast<double>(cpu::AvailableMemory()) -
-        static_cast<double>(config.world_size) * static_cast<double>(Transformer::ActivationBytes(
-                                                     shape, shard, model.bounds, *model.backend));
-    const double blocks = std::max(0.0, available) * config.memory_fraction / config.world_size /
-                          static_cast<double>(block_bytes);
-    constexpr int kContexts = 16;
-    tokens = static_cast<int64_t>(
-        std::min(blocks * kKvBlockTokens, double{kContexts} * model.bounds.context_length));
-    if (tokens < std::min<int64_t>(model.bounds.context_length, 256)) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("the memory left after loading holds ", tokens, " tokens of KV cache"));
-    }
+    const absl::StatusOr<int64_t> size = SizeKvCache(config, model);
+    if (!size.ok()) return size.status();
+    tokens = *size;
   }
   std::string message = absl::StrCat((tokens + kKvBlockTokens - 1) / kKvBlockTokens);
   if (absl::Status status = group.control().BroadcastFromRoot(&message); !status.ok())

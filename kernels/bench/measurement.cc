@@ -9,20 +9,18 @@
 
 namespace marcoro {
 
-Measurement Measure(const OpCase& op_case, LimitMeter& meter, const MeasurementOptions& options) {
-  using Clock = std::chrono::steady_clock;
+Measurement Measure(const OpCase& op_case, const Stopwatch& stopwatch,
+                    const MeasurementOptions& options) {
   op_case.run(0);  // first touch of outputs and scratch memory
   MachineLimits limits;
   std::vector<double> seconds;
   for (int slice = 0; slice < options.slices; ++slice) {
-    limits = Best(limits, meter.Measure(1));
+    limits = Best(limits, stopwatch.limits());
     double slice_seconds = 0;
     for (int repetition = 0; repetition < options.min_repetitions_per_slice ||
                              slice_seconds < options.seconds_per_slice;
          ++repetition) {
-      const auto start = Clock::now();
-      op_case.run(static_cast<int64_t>(seconds.size()) + 1);
-      seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+      seconds.push_back(stopwatch.seconds(op_case, static_cast<int64_t>(seconds.size()) + 1));
       slice_seconds += seconds.back();
     }
   }
@@ -34,6 +32,19 @@ Measurement Measure(const OpCase& op_case, LimitMeter& meter, const MeasurementO
           .best_seconds = seconds.front(),
           .median_seconds = seconds[seconds.size() / 2],
           .limits = limits};
+}
+
+Measurement Measure(const OpCase& op_case, LimitMeter& meter, const MeasurementOptions& options) {
+  using Clock = std::chrono::steady_clock;
+  const Stopwatch stopwatch = {
+      .limits = [&] { return meter.Measure(1); },
+      .seconds =
+          [](const OpCase& timed, int64_t repetition) {
+            const auto start = Clock::now();
+            timed.run(repetition);
+            return std::chrono::duration<double>(Clock::now() - start).count();
+          }};
+  return Measure(op_case, stopwatch, options);
 }
 
 void PrintTable(const BenchInfo& info, const std::vector<Measurement>& measurements,

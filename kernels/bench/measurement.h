@@ -1,6 +1,7 @@
 // Timing of cases and the roofline table.
 #pragma once
 
+#include <functional>
 #include <iosfwd>
 #include <string>
 #include <string_view>
@@ -35,13 +36,26 @@ struct MeasurementOptions {
   int min_repetitions_per_slice = 1;
 };
 
-// Runs the case several times, in turns with the limits.
+// How a machine is measured: its limits now, and the seconds of a run of a case.
+struct Stopwatch {
+  std::function<MachineLimits()> limits;
+  std::function<double(const OpCase& op_case, int64_t repetition)> seconds;
+};
+
+// Runs the case several times, in turns with the limits; by the processor's clock with a meter.
+Measurement Measure(const OpCase& op_case, const Stopwatch& stopwatch,
+                    const MeasurementOptions& options);
 Measurement Measure(const OpCase& op_case, LimitMeter& meter, const MeasurementOptions& options);
 
 struct BenchInfo {
   std::string backend;
   int threads = 0;
   MachineLimits limits;  // best of the whole run
+};
+
+struct BenchReport {
+  BenchInfo info;
+  std::vector<Measurement> measurements;
 };
 
 // One line for each op: op, shape, µs, GB/s, TFLOP/s, ratio to the roofline.

@@ -7,33 +7,22 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/bench/model_shapes.h"
 
 namespace marcoro {
 namespace {
 
-constexpr int64_t kHidden = 4096;
-constexpr int64_t kFeedForward = 14336;
-constexpr int64_t kVocabulary = 32000;
-constexpr int32_t kContext = 4096;
+constexpr ModelShapes kShapes = {};
+constexpr int64_t kHidden = kShapes.hidden;
+constexpr int64_t kFeedForward = kShapes.feed_forward;
+constexpr int64_t kVocabulary = kShapes.vocabulary;
+constexpr int32_t kContext = kShapes.context;
 constexpr int32_t kPrefillTokens = 512;
-constexpr AttentionShape kAttention = {.heads = 32, .kv_heads = 8, .head_dim = 128, .window = 0};
-constexpr int64_t kQkvColumns = (kAttention.heads + 2 * kAttention.kv_heads) * kAttention.head_dim;
+constexpr AttentionShape kAttention = kShapes.attention;
+constexpr int64_t kQkvColumns = kShapes.qkv_columns();
 constexpr size_t kWeightBytes = size_t{600} << 20;
 constexpr size_t kQuickWeightBytes = size_t{32} << 20;
 constexpr int64_t kMaxColumns = kVocabulary;
-
-struct NamedWeight {
-  const char* name;
-  WeightShape shape;
-};
-
-constexpr NamedWeight kWeights[] = {
-    {"qkv", {DType::kF8E4M3, kQkvColumns, kHidden, 1}},
-    {"o", {DType::kF8E4M3, kHidden, kAttention.heads* kAttention.head_dim, 8}},
-    {"gate_up", {DType::kF8E4M3, 2 * kFeedForward, kHidden, 1}},
-    {"down", {DType::kF8E4M3, kHidden, kFeedForward, 8}},
-    {"lm_head", {DType::kBF16, kVocabulary, kHidden, 1}},
-};
 
 // With the second highest bit of every byte clear, an E4M3 code and a BF16 are smaller than 2, an
 // F32 smaller than 4.
@@ -112,7 +101,7 @@ KvCacheLayer Workbench::Cache() const {
 }
 
 void Workbench::AddMatmuls(std::vector<OpCase>& cases) {
-  for (const NamedWeight& named : kWeights) {
+  for (const NamedWeight& named : kShapes.Weights()) {
     const WeightShape& shape = named.shape;
     const size_t weight_bytes = backend_.WeightBytes(shape);
     const int64_t copies = static_cast<int64_t>(weights_.bytes() / weight_bytes);

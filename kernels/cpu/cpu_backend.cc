@@ -56,6 +56,7 @@ class CpuBackend final : public Backend {
   int threads() const override { return pool_.size(); }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return AllocateMemory(bytes); }
+  size_t AvailableMemory() const override { return cpu::AvailableMemory(); }
 
   void ParallelFor(int64_t count, const std::function<void(int64_t)>& body) override {
     pool_.Run(count, body);
@@ -227,14 +228,6 @@ void CpuBackend::ListAttentionTasks(const AttentionShape& shape,
         }
       }
     }
-  }
-}
-
-void CheckVisibleBlocks(const SequenceSpan& sequence, int32_t window, const KvCacheLayer& cache) {
-  const int32_t first = window > 0 ? std::max(0, sequence.position - window + 1) : 0;
-  const int32_t last = sequence.position + sequence.tokens - 1;
-  for (int32_t entry = first / kBlockTokens; entry <= last / kBlockTokens; ++entry) {
-    CheckBlock(cache, sequence.blocks[entry]);
   }
 }
 

@@ -24,6 +24,7 @@ class ReferenceBackend final : public Backend {
   int threads() const override { return 1; }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return cpu::AllocateMemory(bytes); }
+  size_t AvailableMemory() const override { return cpu::AvailableMemory(); }
 
   void ParallelFor(int64_t count, const std::function<void(int64_t)>& body) override {
     for (int64_t i = 0; i < count; ++i) body(i);

@@ -17,6 +17,8 @@ PUBLIC_PROTO = ("marcoro/v1", "google/rpc", "grpc/health/v1")
 # Folder -> folders (with all that is below them) or single headers. The longest folder that holds a file decides.
 ALLOWED = {
     "kernels": (),
+    # Where no GPU is, kernels stand on the emulator.
+    "kernels/cuda": ("kernels", "tests/kernels/simt"),
     "kernels/bench": ("kernels", "deploy/flags"),
     "worker/scheduler": ("kernels/check.h",),
     "worker/collective": ("kernels",),

@@ -245,6 +245,13 @@ TEST(BadStartTest, TooLittleMemorySaysWhatToDo) {
   ExpectServeToRefuse(ModelFolder("tiny"), {"--kv-tokens=900000000000000000"}, {"--kv-tokens"});
 }
 
+// Whether the program was built without CUDA, or there is no GPU, or not as many.
+TEST(BadStartTest, AGpuThatIsNotThereIsNamed) {
+  ExpectRefusal({Program("marcoro-worker"), "--model=" + ModelFolder("tiny"),
+                 "--listen=127.0.0.1:0", "--backend=cuda", "--device=255"},
+                {"GPU"});
+}
+
 TEST(BadStartTest, UnknownAndImpossibleFlagsAreNamed) {
   ExpectServeToRefuse(ModelFolder("tiny"), {"--no-such-flag=1"}, {"--no-such-flag"});
   ExpectServeToRefuse(ModelFolder("tiny"), {"--tp=two"}, {"--tp"});

@@ -145,13 +145,23 @@ TEST_P(AttentionTest, WhatIsNotVisibleDoesNotMatterNotEvenNan) {
   }
 }
 
+// Every backend with the shapes that it takes.
+std::vector<std::tuple<std::string, ShapeCase>> Cases() {
+  std::vector<std::tuple<std::string, ShapeCase>> cases;
+  for (const std::string& name : FastBackendNames()) {
+    const auto backend = MakeBackend(name);
+    for (const ShapeCase& shape : ShapeCases()) {
+      const StepLimits limits = {.tokens = 1, .attention = shape.shape, .weights = {}};
+      if (backend->Reserve(limits).ok()) cases.emplace_back(name, shape);
+    }
+  }
+  return cases;
+}
+
 std::string CaseName(const ::testing::TestParamInfo<AttentionTest::ParamType>& info) {
   return std::get<0>(info.param) + "_" + std::get<1>(info.param).name;
 }
-INSTANTIATE_TEST_SUITE_P(Shapes, AttentionTest,
-                         ::testing::Combine(::testing::ValuesIn(CpuBackendNames()),
-                                            ::testing::ValuesIn(ShapeCases())),
-                         CaseName);
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionTest, ::testing::ValuesIn(Cases()), CaseName);
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(AttentionTest);
 
 class AttentionBackendTest : public ::testing::TestWithParam<std::string> {};

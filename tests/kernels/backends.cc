@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "tests/kernels/cuda/device_backends.h"
+
 namespace marcoro {
 
 std::vector<std::string> CpuBackendNames() {
@@ -18,14 +20,23 @@ std::vector<std::string> CpuBackendNames() {
   return names;
 }
 
-std::vector<std::string> AllBackendNames() {
+std::vector<std::string> FastBackendNames() {
   std::vector<std::string> names = CpuBackendNames();
+  for (const std::string& name : DeviceBackendNames()) names.push_back(name);
+  return names;
+}
+
+std::vector<std::string> AllBackendNames() {
+  std::vector<std::string> names = FastBackendNames();
   names.emplace_back("reference");
   return names;
 }
 
 std::unique_ptr<Backend> MakeBackend(const std::string& name, int threads, DType activations) {
-  auto backend = CreateBackend({.name = name, .threads = threads, .activations = activations});
+  auto backend =
+      name == "cuda"
+          ? MakeStagedDeviceBackend(threads)
+          : CreateBackend({.name = name, .threads = threads, .activations = activations});
   if (!backend.ok()) {
     std::fprintf(stderr, "%s\n", backend.status().ToString().c_str());
     std::abort();

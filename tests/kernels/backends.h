@@ -14,10 +14,14 @@ namespace marcoro {
 // stderr.
 std::vector<std::string> CpuBackendNames();
 
+// Those and the backends of devices ("cuda"): all that compute in another way than the reference.
+std::vector<std::string> FastBackendNames();
+
 // Those and "reference".
 std::vector<std::string> AllBackendNames();
 
-// Fails the test, and the process, if there is none.
+// Takes memory of the program's own: a device's backend is staged. Fails the test, and the process,
+// if there is none.
 std::unique_ptr<Backend> MakeBackend(const std::string& name, int threads = 1,
                                      DType activations = DType::kBF16);
 

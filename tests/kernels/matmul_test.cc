@@ -15,6 +15,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/tensor.h"
+#include "tests/kernels/cuda/device_backends.h"
 
 namespace marcoro::cpu {
 namespace {
@@ -31,6 +32,21 @@ bool HasAvx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports
 bool HasAvx512() {
   return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
+}
+
+// A device's backend as a family: it brings threads of its own.
+Backend* Device() {
+  static const auto backend = MakeStagedDeviceBackend(1);
+  return backend.ok() ? backend->get() : nullptr;
+}
+bool HasDevice() { return Device() != nullptr; }
+size_t DeviceWeightBytes(const WeightShape& shape) { return Device()->WeightBytes(shape); }
+void DevicePackWeight(const PackedWeight& weight, int64_t first_row, int64_t count,
+                      const void* source) {
+  Device()->PackWeight(weight, first_row, count, source);
+}
+void DeviceMatmul(ThreadPool&, const Tensor& x, const PackedWeight& weight, const Tensor& out) {
+  Device()->Matmul(x, weight, out);
 }
 
 // Memory that ends where a page begins that nobody may touch.
@@ -252,7 +268,7 @@ std::string Describe(const WeightShape& shape, int64_t tokens) {
 class MatmulTest : public testing::TestWithParam<Family> {
  protected:
   void SetUp() override {
-    if (!family().runs_here()) GTEST_SKIP() << "this processor lacks " << family().name;
+    if (!family().runs_here()) GTEST_SKIP() << "this machine lacks " << family().name;
   }
   const Family& family() const { return GetParam(); }
 };
@@ -330,8 +346,9 @@ TEST_P(MatmulTest, BitsDependOnNeitherTokensNorThreads) {
           Multiply(family(), packed.weight(), {begin, begin + shape.columns});
       alone.insert(alone.end(), out.begin(), out.end());
     }
-    for (int threads : {1, 2, 3}) {
-      for (int64_t tokens = 1; tokens <= kTokens; tokens += tokens < 34 ? 1 : 23) {
+    const bool emulated = family().runs_here == HasDevice && DeviceIsEmulated();
+    for (int threads = 1; threads <= (emulated ? 1 : 3); ++threads) {
+      for (int64_t tokens = 1; tokens <= kTokens; tokens += emulated ? 6 : tokens < 34 ? 1 : 23) {
         const std::vector<float> out = Multiply(
             family(), packed.weight(), {x.begin(), x.begin() + tokens * shape.columns}, threads);
         ExpectSameBits(out, {alone.begin(), alone.begin() + tokens * shape.rows}, shape.rows,
@@ -511,12 +528,13 @@ TEST_P(MatmulTest, PacksTheSameInOneCallOrInMany) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, MatmulTest,
-                         testing::Values(Family{"avx2", HasAvx2, avx2::WeightBytes,
-                                                avx2::PackWeight, avx2::Matmul},
-                                         Family{"avx512", HasAvx512, avx512::WeightBytes,
-                                                avx512::PackWeight, avx512::Matmul}),
-                         [](const auto& family) { return std::string(family.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Families, MatmulTest,
+    testing::Values(Family{"avx2", HasAvx2, avx2::WeightBytes, avx2::PackWeight, avx2::Matmul},
+                    Family{"avx512", HasAvx512, avx512::WeightBytes, avx512::PackWeight,
+                           avx512::Matmul},
+                    Family{"cuda", HasDevice, DeviceWeightBytes, DevicePackWeight, DeviceMatmul}),
+    [](const auto& family) { return std::string(family.param.name); });
 
 }  // namespace
 }  // namespace marcoro::cpu

@@ -207,7 +207,7 @@ absl::Status Engine::RunStep(const StepPlan& plan, absl::Time begin) {
     scheduler_.Commit({});
     return absl::OkStatus();
   }
-  SampleStep(plan, *logits);
+  if (absl::Status status = SampleStep(plan, *logits); !status.ok()) return status;
   tokens_.clear();
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
     const SequenceId id = plan.sequences[i].id;
@@ -233,10 +233,24 @@ absl::Status Engine::RunStep(const StepPlan& plan, absl::Time begin) {
   return absl::OkStatus();
 }
 
-// Samples every entry of the plan, rows side by side on all threads.
-void Engine::SampleStep(const StepPlan& plan, const Tensor& logits) {
-  summaries_.resize(logits.rows);
-  if (logits.rows > 0) backend_.SummarizeLogits(logits, absl::MakeSpan(summaries_));
+absl::StatusOr<Tensor> Engine::OnHost(const Tensor& logits) {
+  if (backend_.host_memory() || logits.rows == 0) return logits;
+  MARCORO_CHECK(logits.stride == logits.columns);
+  host_logits_.resize(static_cast<size_t>(logits.rows * logits.columns));
+  absl::Status status =
+      backend_.Download(logits.data, host_logits_.data(), host_logits_.size() * sizeof(float));
+  if (!status.ok()) return status;
+  return Tensor(host_logits_.data(), DType::kF32, logits.rows, logits.columns);
+}
+
+// Rows side by side on all threads.
+absl::Status Engine::SampleStep(const StepPlan& plan, const Tensor& computed) {
+  summaries_.resize(computed.rows);
+  if (computed.rows > 0) {
+    backend_.SummarizeLogits(computed, absl::MakeSpan(summaries_));
+  }
+  const absl::StatusOr<Tensor> logits = OnHost(computed);
+  if (!logits.ok()) return logits.status();
   sampled_.clear();
   sampled_.resize(plan.sequences.size());
   row_begins_.clear();
@@ -245,14 +259,15 @@ void Engine::SampleStep(const StepPlan& plan, const Tensor& logits) {
     row_begins_.push_back(row);
     row += step.logit_rows;
   }
-  MARCORO_CHECK(row == logits.rows);
+  MARCORO_CHECK(row == logits->rows);
   backend_.ParallelFor(static_cast<int64_t>(plan.sequences.size()), [&](int64_t i) {
     const SequenceStep& step = plan.sequences[i];
     if (step.logit_rows == 0) return;
-    SampleEntry(step, scheduler_.outputs()[i], logits.Rows(row_begins_[i], step.logit_rows),
+    SampleEntry(step, scheduler_.outputs()[i], logits->Rows(row_begins_[i], step.logit_rows),
                 absl::MakeConstSpan(summaries_).subspan(row_begins_[i], step.logit_rows),
                 &sampled_[i]);
   });
+  return absl::OkStatus();
 }
 
 void Engine::SampleEntry(const SequenceStep& step, const StepOutput& output, const Tensor& logits,

@@ -109,7 +109,10 @@ class Engine {
   void ReportExpired();
   absl::Status Idle();
   absl::Status RunStep(const StepPlan& plan, absl::Time begin);
-  void SampleStep(const StepPlan& plan, const Tensor& logits);
+  // Samples every entry of the plan; fails if the backend did.
+  absl::Status SampleStep(const StepPlan& plan, const Tensor& logits);
+  // The same logits where the samplers can read them.
+  absl::StatusOr<Tensor> OnHost(const Tensor& logits);
   void SampleEntry(const SequenceStep& step, const StepOutput& output, const Tensor& logits,
                    absl::Span<const LogitSummary> summaries, Sampled* sampled);
   void EmitEntry(const SequenceStep& step, const StepOutput& output, absl::Time begin,
@@ -133,6 +136,7 @@ class Engine {
   absl::flat_hash_map<SequenceId, Live> live_;
   absl::flat_hash_map<std::pair<const OutputSink*, uint64_t>, SequenceId> by_client_;
   std::vector<LogitSummary> summaries_;
+  std::vector<float> host_logits_;
   std::vector<int64_t> row_begins_;  // of each of the plan's sequences in the logits
   std::vector<Sampled> sampled_;
   std::vector<SampledToken> tokens_;

@@ -11,8 +11,8 @@ namespace marcoro {
 class StepExecutor {
  public:
   virtual ~StepExecutor() = default;
-  // Logits of the plan's rows (Σ logit_rows, V) F32, valid until the next call. An error means that
-  // the group is lost.
+  // Logits of the plan's rows (Σ logit_rows, V) F32, in the backend's memory, valid until the next
+  // call. An error means that the group is lost.
   virtual absl::StatusOr<Tensor> Execute(const StepPlan& plan) = 0;
   // Tells peers that this rank is alive; called while there is nothing to execute.
   virtual absl::Status Heartbeat() = 0;

@@ -58,10 +58,12 @@ absl::StatusOr<Tensor> VocabularyParallel::Apply(const Tensor& x, const PackedWe
   for (int rank = 0; rank < communicator_->size(); ++rank) {
     const int64_t begin = rank * shard_rows_;
     const int64_t count = std::min(shard_rows_, vocabulary_size_ - begin);
-    for (int64_t row = 0; row < rows; ++row) {
-      const float* source = gathered + rank * shard_elements + row * shard_rows_;
-      std::copy_n(source, count, logits.Row<float>(row) + begin);
-    }
+    if (count <= 0) break;
+    Tensor from(gathered + rank * shard_elements, DType::kF32, rows, count);
+    from.stride = shard_rows_;
+    Tensor to(logits.Row<float>(0) + begin, DType::kF32, rows, count);
+    to.stride = vocabulary_size_;
+    backend_->CopyMatrix(from, to);
   }
   return logits;
 }

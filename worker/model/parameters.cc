@@ -6,18 +6,21 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kernels/check.h"
 
 namespace marcoro {
 namespace {
 
-// Allocates tensors and keeps their memory in `storage`. The first failure is kept.
+// Allocates tensors and keeps their memory in `storage`. The first failure is kept. Without storage
+// nothing is allocated, and only the bytes are counted.
 class Allocator {
  public:
-  Allocator(Backend& backend, std::vector<Buffer>& storage)
+  Allocator(Backend& backend, std::vector<Buffer>* storage)
       : backend_(backend), storage_(storage) {}
 
   const absl::Status& status() const { return status_; }
+  size_t bytes() const { return bytes_; }
 
   PackedWeight Weight(const WeightShape& shape) {
     PackedWeight weight;
@@ -35,18 +38,20 @@ class Allocator {
 
  private:
   void* Take(size_t bytes) {
-    if (!status_.ok()) return nullptr;
+    bytes_ += bytes;
+    if (!status_.ok() || storage_ == nullptr) return nullptr;
     absl::StatusOr<Buffer> buffer = backend_.Allocate(bytes);
     if (!buffer.ok()) {
       status_ = buffer.status();
       return nullptr;
     }
-    storage_.push_back(*std::move(buffer));
-    return storage_.back().data();
+    storage_->push_back(*std::move(buffer));
+    return storage_->back().data();
   }
 
   Backend& backend_;
-  std::vector<Buffer>& storage_;
+  std::vector<Buffer>* storage_;
+  size_t bytes_ = 0;
   absl::Status status_;
 };
 
@@ -65,6 +70,31 @@ LayerParameters AllocateLayer(const ModelConfig& config, int world_size, const L
   layer.gate_up = allocator.Weight({dtypes.gate_up, 2 * ffn, hidden, 1});
   layer.down = allocator.Weight({dtypes.down, hidden, ffn, segments});
   return layer;
+}
+
+ModelParameters AllocateAll(const ModelConfig& config, int world_size,
+                            absl::Span<const LayerDTypes> linear_dtypes, DType table_dtype,
+                            Allocator& allocator) {
+  ModelParameters parameters;
+  parameters.embedding = allocator.Matrix(table_dtype, config.vocabulary_size, config.hidden_size);
+  for (const LayerDTypes& dtypes : linear_dtypes) {
+    parameters.layers.push_back(AllocateLayer(config, world_size, dtypes, allocator));
+  }
+  parameters.final_norm.resize(static_cast<size_t>(config.hidden_size));
+  parameters.lm_head =
+      allocator.Weight({table_dtype, LogitShardRows(config, world_size), config.hidden_size, 1});
+  return parameters;
+}
+
+// Said of the whole shard before any of it is allocated: what one tensor lacks tells little.
+absl::Status CheckMemory(size_t needed, const Backend& backend) {
+  const size_t free = backend.AvailableMemory();
+  if (needed <= free) return absl::OkStatus();
+  constexpr double kGib = 1 << 30;
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("the weights of this rank need %.2f GiB, %.2f GiB free: missing %.2f GiB",
+                      static_cast<double>(needed) / kGib, static_cast<double>(free) / kGib,
+                      static_cast<double>(needed - free) / kGib));
 }
 
 bool HasDType(absl::Span<const LayerDTypes> layers, DType dtype) {
@@ -102,17 +132,16 @@ absl::StatusOr<ModelParameters> AllocateParameters(const ModelConfig& config, co
     return absl::InvalidArgumentError(absl::StrCat(
         "float32 weights need the reference backend, not ", std::string(backend.name())));
   }
-  ModelParameters parameters;
-  Allocator allocator(backend, parameters.storage);
   const DType table_dtype = backend.activation_dtype();
-  parameters.embedding = allocator.Matrix(table_dtype, config.vocabulary_size, config.hidden_size);
-  for (const LayerDTypes& dtypes : linear_dtypes) {
-    parameters.layers.push_back(AllocateLayer(config, shard.world_size, dtypes, allocator));
-  }
-  parameters.final_norm.resize(static_cast<size_t>(config.hidden_size));
-  parameters.lm_head = allocator.Weight(
-      {table_dtype, LogitShardRows(config, shard.world_size), config.hidden_size, 1});
+  Allocator counter(backend, /*storage=*/nullptr);
+  AllocateAll(config, shard.world_size, linear_dtypes, table_dtype, counter);
+  if (absl::Status status = CheckMemory(counter.bytes(), backend); !status.ok()) return status;
+  std::vector<Buffer> storage;
+  Allocator allocator(backend, &storage);
+  ModelParameters parameters =
+      AllocateAll(config, shard.world_size, linear_dtypes, table_dtype, allocator);
   if (!allocator.status().ok()) return allocator.status();
+  parameters.storage = std::move(storage);
   return parameters;
 }
 

@@ -1,11 +1,11 @@
 #include "worker/model/transformer.h"
 
 #include <array>
-#include <cstring>
 #include <utility>
 
 #include "kernels/check.h"
 #include "worker/model/rope_table.h"
+#include "worker/model/staged_communicator.h"
 
 namespace marcoro {
 
@@ -45,6 +45,34 @@ struct ActivationLayout {
   }
 };
 
+StepLimits LimitsOf(const ModelConfig& config, const Shard& shard, const StepBounds& bounds) {
+  const int64_t hidden = config.hidden_size;
+  const int64_t ffn = config.ffn_size / shard.world_size;
+  const int32_t heads = config.heads / shard.world_size;
+  const int32_t kv_heads = config.kv_heads / shard.world_size;
+  const int segments = config.reduction_segments() / shard.world_size;
+  StepLimits limits = {.tokens = bounds.tokens,
+                       .logit_rows = bounds.logit_rows,
+                       .vocabulary = config.vocabulary_size,
+                       .context_length = bounds.context_length,
+                       .attention = {.heads = heads,
+                                     .kv_heads = kv_heads,
+                                     .head_dim = config.head_dim,
+                                     .window = config.sliding_window},
+                       .weights = {}};
+  // BF16 where the parameters are FP8 asks for no less.
+  const int64_t query = int64_t{heads} * config.head_dim;
+  const int64_t key_value = int64_t{kv_heads} * config.head_dim;
+  for (const DType dtype : {DType::kF8E4M3, DType::kBF16}) {
+    limits.weights.push_back({dtype, query + 2 * key_value, hidden, 1});
+    limits.weights.push_back({dtype, hidden, query, segments});
+    limits.weights.push_back({dtype, 2 * ffn, hidden, 1});
+    limits.weights.push_back({dtype, hidden, ffn, segments});
+  }
+  limits.weights.push_back({DType::kBF16, LogitShardRows(config, shard.world_size), hidden, 1});
+  return limits;
+}
+
 }  // namespace
 
 // Views of the activation buffers for a step of T tokens.
@@ -63,44 +91,80 @@ struct Transformer::Activations {
 absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
     const ModelConfig& config, const Shard& shard, ModelParameters parameters,
     const StepBounds& bounds, int32_t kv_blocks, Backend& backend, Communicator& communicator) {
+  absl::Status reserved = backend.Reserve(LimitsOf(config, shard, bounds));
+  if (!reserved.ok()) return reserved;
   auto cache = KvCache::Create(backend, config.layers, config.kv_heads / shard.world_size,
                                config.head_dim, kv_blocks);
   if (!cache.ok()) return cache.status();
+  std::unique_ptr<Communicator> staged;
+  if (!backend.host_memory()) staged = std::make_unique<StagedCommunicator>(backend, communicator);
+  Communicator& reachable = staged == nullptr ? communicator : *staged;
   auto lm_head =
-      VocabularyParallel::Create(backend, communicator, config.vocabulary_size,
+      VocabularyParallel::Create(backend, reachable, config.vocabulary_size,
                                  LogitShardRows(config, shard.world_size), bounds.logit_rows);
   if (!lm_head.ok()) return lm_head.status();
   auto transformer = std::unique_ptr<Transformer>(
-      new Transformer(config, std::move(parameters), bounds, *std::move(cache), backend,
-                      communicator, *std::move(lm_head)));
-  if (absl::Status status = transformer->Allocate(shard); !status.ok()) return status;
+      new Transformer(config, shard, std::move(parameters), bounds, *std::move(cache), backend,
+                      std::move(staged), reachable, *std::move(lm_head)));
+  if (absl::Status status = transformer->Allocate(); !status.ok()) return status;
   return transformer;
 }
 
-Transformer::Transformer(const ModelConfig& config, ModelParameters parameters,
+Transformer::Transformer(const ModelConfig& config, const Shard& shard, ModelParameters parameters,
                          const StepBounds& bounds, KvCache cache, Backend& backend,
-                         Communicator& communicator, VocabularyParallel lm_head)
+                         std::unique_ptr<Communicator> staged, Communicator& communicator,
+                         VocabularyParallel lm_head)
     : config_(config),
+      shard_(shard),
       parameters_(std::move(parameters)),
       bounds_(bounds),
       cache_(std::move(cache)),
       backend_(backend),
+      staged_(std::move(staged)),
       communicator_(communicator),
-      lm_head_(std::move(lm_head)) {}
+      lm_head_(std::move(lm_head)),
+      attention_(LimitsOf(config, shard, bounds).attention) {}
 
-absl::Status Transformer::Allocate(const Shard& shard) {
-  attention_ = {.heads = config_.heads / shard.world_size,
-                .kv_heads = config_.kv_heads / shard.world_size,
-                .head_dim = config_.head_dim,
-                .window = config_.sliding_window};
-  world_size_ = shard.world_size;
-  rope_ = MakeRopeTable(bounds_.context_length, config_.head_dim, config_.rope_theta);
-  for (const auto& entry : ActivationLayout(config_, world_size_).entries) {
+absl::Status Transformer::Allocate() {
+  for (const auto& entry : ActivationLayout(config_, shard_.world_size).entries) {
     auto buffer = backend_.Allocate(ActivationLayout::Bytes(entry, bounds_, backend_));
     if (!buffer.ok()) return buffer.status();
-    storage_.push_back(*std::move(buffer));
+    activations_.push_back(*std::move(buffer));
   }
-  return absl::OkStatus();
+  if (absl::Status status = UploadNorms(); !status.ok()) return status;
+  return UploadRopeTable();
+}
+
+absl::Status Transformer::UploadNorms() {
+  std::vector<float> norms;
+  const auto append = [&norms](const std::vector<float>& norm) {
+    norms.insert(norms.end(), norm.begin(), norm.end());
+  };
+  for (const LayerParameters& layer : parameters_.layers) {
+    append(layer.attention_norm);
+    append(layer.ffn_norm);
+  }
+  append(parameters_.final_norm);
+  auto buffer = backend_.Allocate(norms.size() * sizeof(float));
+  if (!buffer.ok()) return buffer.status();
+  norm_storage_ = *std::move(buffer);
+  const auto* next = static_cast<const float*>(norm_storage_.data());
+  for (int32_t layer = 0; layer < config_.layers; ++layer) {
+    norms_.push_back({.attention = next, .ffn = next + config_.hidden_size});
+    next += 2 * config_.hidden_size;
+  }
+  norms_.push_back({.attention = next});
+  return backend_.Upload(norms.data(), norm_storage_.data(), norm_storage_.bytes());
+}
+
+absl::Status Transformer::UploadRopeTable() {
+  const std::vector<float> table =
+      MakeRopeTable(bounds_.context_length, config_.head_dim, config_.rope_theta);
+  auto buffer = backend_.Allocate(table.size() * sizeof(float));
+  if (!buffer.ok()) return buffer.status();
+  rope_storage_ = *std::move(buffer);
+  rope_ = Tensor(rope_storage_.data(), DType::kF32, bounds_.context_length, config_.head_dim);
+  return backend_.Upload(table.data(), rope_storage_.data(), rope_storage_.bytes());
 }
 
 size_t Transformer::ActivationBytes(const ModelConfig& config, const Shard& shard,
@@ -113,14 +177,18 @@ size_t Transformer::ActivationBytes(const ModelConfig& config, const Shard& shar
   const int64_t logit_columns = shard.rank == 0 && shard.world_size > 1
                                     ? shard_rows * (1 + shard.world_size) + config.vocabulary_size
                                     : shard_rows;
-  return bytes + static_cast<size_t>(bounds.logit_rows * logit_columns) * sizeof(float);
+  const int64_t norm_elements = (2 * int64_t{config.layers} + 1) * config.hidden_size;
+  const int64_t rope_elements = int64_t{bounds.context_length} * config.head_dim;
+  bytes += static_cast<size_t>(bounds.logit_rows * logit_columns + norm_elements + rope_elements) *
+           sizeof(float);
+  return bytes + backend.ReservedBytes(LimitsOf(config, shard, bounds));
 }
 
 Transformer::Activations Transformer::ViewActivations(int64_t tokens) const {
-  const ActivationLayout layout(config_, world_size_);
+  const ActivationLayout layout(config_, shard_.world_size);
   const auto view = [&](int index) {
     const auto& entry = layout.entries[index];
-    return Tensor(storage_[index].data(), ActivationLayout::Type(entry, backend_),
+    return Tensor(activations_[index].data(), ActivationLayout::Type(entry, backend_),
                   entry.logit_rows ? bounds_.logit_rows : tokens, entry.columns);
   };
   return {.residual = view(0),
@@ -139,48 +207,45 @@ absl::StatusOr<Tensor> Transformer::Forward(const StepPlan& plan) {
   cache_.Zero(backend_, plan.blocks_to_zero);
   if (plan.sequences.empty()) return Tensor();
   CollectSpans(plan);
+  backend_.BeginStep({.ids = plan.tokens, .sequences = spans_, .logit_rows = logit_rows_});
   const Activations act = ViewActivations(static_cast<int64_t>(plan.tokens.size()));
 
   backend_.Embed(plan.tokens, parameters_.embedding, act.residual);
-  backend_.RmsNorm(act.residual, parameters_.layers[0].attention_norm.data(),
-                   config_.rms_norm_epsilon, act.normed);
+  backend_.RmsNorm(act.residual, norms_[0].attention, config_.rms_norm_epsilon, act.normed);
   for (int index = 0; index < config_.layers; ++index) {
     if (absl::Status status = Layer(index, act); !status.ok()) return status;
   }
-  const int64_t rows = SelectLogitRows(plan, act.normed, act.selected);
-  if (rows == 0) return Tensor();
-  return lm_head_.Apply(act.selected.Rows(0, rows), parameters_.lm_head);
+  if (logit_rows_.empty()) return Tensor();
+  const Tensor selected = act.selected.Rows(0, static_cast<int64_t>(logit_rows_.size()));
+  backend_.GatherRows(act.normed, logit_rows_, selected);
+  return lm_head_.Apply(selected, parameters_.lm_head);
 }
 
 // One transformer block. On entry `normed` holds the block's normed input, on return the next
 // block's (or the final norm).
 absl::Status Transformer::Layer(int index, const Activations& act) {
   const LayerParameters& layer = parameters_.layers[index];
-  const bool last = index + 1 == config_.layers;
-  const std::vector<float>& next_norm =
-      last ? parameters_.final_norm : parameters_.layers[index + 1].attention_norm;
-  const Tensor rope(const_cast<float*>(rope_.data()), DType::kF32, bounds_.context_length,
-                    config_.head_dim);
 
   ColumnParallel(backend_, act.normed, layer.qkv, act.qkv);
-  backend_.RopeAndStoreKv(act.qkv, rope, attention_, spans_, cache_.layer(index), act.query);
+  backend_.RopeAndStoreKv(act.qkv, rope_, attention_, spans_, cache_.layer(index), act.query);
   backend_.Attention(act.query, attention_, spans_, cache_.layer(index), act.attended);
   absl::Status status = RowParallel(backend_, communicator_, act.attended, layer.o_proj, act.delta);
   if (!status.ok()) return status;
-  backend_.AddRmsNorm(act.residual, act.delta, layer.ffn_norm.data(), config_.rms_norm_epsilon,
+  backend_.AddRmsNorm(act.residual, act.delta, norms_[index].ffn, config_.rms_norm_epsilon,
                       act.normed);
 
   ColumnParallel(backend_, act.normed, layer.gate_up, act.gate_up);
   backend_.SwiGlu(act.gate_up, act.ffn);
   status = RowParallel(backend_, communicator_, act.ffn, layer.down, act.delta);
   if (!status.ok()) return status;
-  backend_.AddRmsNorm(act.residual, act.delta, next_norm.data(), config_.rms_norm_epsilon,
-                      act.normed);
+  backend_.AddRmsNorm(act.residual, act.delta, norms_[index + 1].attention,
+                      config_.rms_norm_epsilon, act.normed);
   return absl::OkStatus();
 }
 
 void Transformer::CollectSpans(const StepPlan& plan) {
   spans_.clear();
+  logit_rows_.clear();
   const BlockId* blocks = plan.blocks.data();
   int32_t row = 0;
   for (const SequenceStep& step : plan.sequences) {
@@ -193,25 +258,13 @@ void Transformer::CollectSpans(const StepPlan& plan) {
                       .block_count = step.block_count});
     row += step.token_count;
     blocks += step.block_count;
+    MARCORO_CHECK(step.logit_rows <= step.token_count);
+    for (int32_t r = row - step.logit_rows; r < row; ++r) logit_rows_.push_back(r);
   }
   MARCORO_CHECK(row == static_cast<int64_t>(plan.tokens.size()));
   MARCORO_CHECK(blocks == plan.blocks.data() + plan.blocks.size());
   MARCORO_CHECK(row <= bounds_.tokens);
-}
-
-int64_t Transformer::SelectLogitRows(const StepPlan& plan, const Tensor& from,
-                                     const Tensor& to) const {
-  int64_t rows = 0;
-  int64_t end = 0;
-  for (const SequenceStep& step : plan.sequences) {
-    end += step.token_count;
-    MARCORO_CHECK(step.logit_rows <= step.token_count && rows + step.logit_rows <= to.rows);
-    if (step.logit_rows == 0) continue;
-    const size_t bytes = static_cast<size_t>(step.logit_rows * from.columns) * SizeOf(from.dtype);
-    std::memcpy(to.RowBytes(rows), from.RowBytes(end - step.logit_rows), bytes);
-    rows += step.logit_rows;
-  }
-  return rows;
+  MARCORO_CHECK(logit_rows_.size() <= static_cast<size_t>(bounds_.logit_rows));
 }
 
 }  // namespace marcoro

@@ -33,44 +33,58 @@ class Transformer {
       const StepBounds& bounds, int32_t kv_blocks, Backend& backend, Communicator& communicator);
 
   // Executes the plan, whose sizes are within the bounds. On rank 0: logits (Σ logit_rows, V) F32,
-  // in the plan's order, valid until the next call; elsewhere an empty tensor. Fails only when a
-  // collective does.
+  // in the plan's order and the backend's memory, valid until the next call; elsewhere an empty
+  // tensor. Fails only when a collective does.
   absl::StatusOr<Tensor> Forward(const StepPlan& plan);
 
   const ModelConfig& config() const { return config_; }
   const StepBounds& bounds() const { return bounds_; }
   int32_t kv_blocks() const { return cache_.blocks(); }
 
-  // Bytes of activations that Create allocates besides parameters and KV cache.
+  // Bytes of the backend's memory that Create takes besides parameters and KV cache.
   static size_t ActivationBytes(const ModelConfig& config, const Shard& shard,
                                 const StepBounds& bounds, const Backend& backend);
 
  private:
   struct Activations;
 
-  Transformer(const ModelConfig& config, ModelParameters parameters, const StepBounds& bounds,
-              KvCache cache, Backend& backend, Communicator& communicator,
+  Transformer(const ModelConfig& config, const Shard& shard, ModelParameters parameters,
+              const StepBounds& bounds, KvCache cache, Backend& backend,
+              std::unique_ptr<Communicator> staged, Communicator& communicator,
               VocabularyParallel lm_head);
 
-  absl::Status Allocate(const Shard& shard);
+  absl::Status Allocate();
+  // Copies of what is made on the host, in the backend's memory.
+  absl::Status UploadNorms();
+  absl::Status UploadRopeTable();
   Activations ViewActivations(int64_t tokens) const;
+  // What ops need to know of the plan.
   void CollectSpans(const StepPlan& plan);
   absl::Status Layer(int index, const Activations& act);
-  // Copies the rows that need logits side by side; returns how many.
-  int64_t SelectLogitRows(const StepPlan& plan, const Tensor& from, const Tensor& to) const;
+
+  // Norms of a layer in the backend's memory, each (H).
+  struct Norms {
+    const float* attention = nullptr;
+    const float* ffn = nullptr;
+  };
 
   ModelConfig config_;
+  Shard shard_;
   ModelParameters parameters_;
   StepBounds bounds_;
   KvCache cache_;
   Backend& backend_;
+  std::unique_ptr<Communicator> staged_;  // the communicator where it cannot reach the memory
   Communicator& communicator_;
   VocabularyParallel lm_head_;
   AttentionShape attention_;
-  int world_size_ = 1;
-  std::vector<float> rope_;  // (context_length, D): D/2 cosines, then D/2 sines
+  std::vector<Norms> norms_;  // one for each layer, and the final norm as that of one more
+  Tensor rope_;               // (context_length, D) F32: D/2 cosines, then D/2 sines
   std::vector<SequenceSpan> spans_;
-  std::vector<Buffer> storage_;
+  std::vector<int32_t> logit_rows_;  // rows of the step that need logits, in ascending order
+  std::vector<Buffer> activations_;
+  Buffer norm_storage_;
+  Buffer rope_storage_;
 };
 
 }  // namespace marcoro

@@ -26,12 +26,17 @@ constexpr int64_t kChunkElements = 512 * 1024;
 constexpr int64_t kReadElements = 64 * 1024;
 constexpr int64_t kPackRows = 64;  // Backend::PackWeight's granularity
 constexpr size_t kNamedUnused = 5;
+// Of tensors that are asked for before they are read: more than the largest job holds, so that a
+// small job before it is not all the time the disk has. The kernel takes as much of each range as
+// the device's read-ahead allows, and its own read-ahead goes on from there.
+constexpr uint64_t kPrefetchBytes = 512u << 20;
 
 // Buffers of one thread at work.
 struct Scratch {
   std::vector<float> rows;         // stored rows as float32
   std::vector<uint8_t> codes;      // or as they are
-  std::vector<uint64_t> elements;  // converted rows, dense, waiting to be packed
+  std::vector<float> scales;       // of the rows that are converted
+  std::vector<uint64_t> elements;  // converted rows, dense, waiting to be packed or copied
 };
 
 // Whether a code stands for NaN. No branches, so that it is vectorised.
@@ -60,22 +65,43 @@ class ProgressCounter {
   uint64_t done_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
+// Of all the tensors a job reads from, since a merge may have to read them whole.
+uint64_t TensorBytes(const LoadJob& job) {
+  uint64_t bytes = 0;
+  for (const RowRange& range : job.ranges) bytes += range.tensor->bytes;
+  return bytes;
+}
+
+// Which of n equal parts a rank does first.
+int64_t BeginOf(int64_t n, const Shard& shard) { return n * shard.rank / shard.world_size; }
+
 // Fills destinations job by job, each on all threads of the backend.
 class ShardLoader {
  public:
-  ShardLoader(TensorSource& source, Backend& backend, ProgressCounter& progress)
+  ShardLoader(TensorSource& source, const Shard& shard, Backend& backend, ProgressCounter& progress)
       : source_(source),
+        shard_(shard),
         backend_(backend),
         progress_(progress),
-        parallel_([&backend](int64_t n, const std::function<void(int64_t)>& work) {
-          backend.ParallelFor(n, work);
+        // Ranks begin at different places of a tensor. What several of them read is then brought
+        // in by one and found in the page cache by the others; in step, all would wait for the
+        // same pages.
+        parallel_([&backend, shard](int64_t n, const std::function<void(int64_t)>& work) {
+          const int64_t begin = BeginOf(n, shard);
+          backend.ParallelFor(n, [&](int64_t i) { work((begin + i) % n); });
         }) {}
 
   absl::Status Run(const std::vector<LoadJob>& jobs) {
+    size_t asked = 0;    // jobs that are prefetched
+    uint64_t ahead = 0;  // bytes of these that are not loaded yet
     for (size_t i = 0; i < jobs.size(); ++i) {
-      if (i == 0) Prefetch(jobs[0]);
-      if (i + 1 < jobs.size()) Prefetch(jobs[i + 1]);
+      while (asked < jobs.size() && (asked <= i + 1 || ahead < kPrefetchBytes)) {
+        Prefetch(jobs[asked]);
+        ahead += TensorBytes(jobs[asked]);
+        ++asked;
+      }
       if (absl::Status status = RunJob(jobs[i]); !status.ok()) return status;
+      ahead -= TensorBytes(jobs[i]);
     }
     return absl::OkStatus();
   }
@@ -92,9 +118,12 @@ class ShardLoader {
   }
 
  private:
+  // From where this rank begins to read.
   void Prefetch(const LoadJob& job) {
     for (const RowRange& range : job.ranges) {
-      source_.Prefetch(*range.tensor, range.first_row, range.rows);
+      const int64_t begin = range.rows == range.tensor->rows() ? BeginOf(range.rows, shard_) : 0;
+      source_.Prefetch(*range.tensor, range.first_row + begin, range.rows - begin);
+      if (begin > 0) source_.Prefetch(*range.tensor, range.first_row, begin);
     }
   }
 
@@ -107,7 +136,7 @@ class ShardLoader {
         return status;
     }
     FirstError error;
-    backend_.ParallelFor(chunks, [&](int64_t chunk) {
+    parallel_(chunks, [&](int64_t chunk) {
       if (!error.ok()) return;
       const int64_t first = chunk * chunk_rows;
       const int64_t count = std::min(chunk_rows, job.rows() - first);
@@ -122,11 +151,13 @@ class ShardLoader {
   // Rows [first, first + count) of the destination.
   absl::Status LoadChunk(const LoadJob& job, int64_t first, int64_t count, Scratch& scratch) {
     const size_t row_bytes = static_cast<size_t>(job.columns()) * SizeOf(job.dtype());
-    char* elements = static_cast<char*>(job.packed() ? nullptr : job.matrix.RowBytes(first));
-    if (job.packed()) {
+    const bool in_place = !job.packed() && backend_.host_memory();
+    char* elements = static_cast<char*>(in_place ? job.matrix.RowBytes(first) : nullptr);
+    if (!in_place) {
       scratch.elements.assign((static_cast<size_t>(count) * row_bytes + 7) / 8, 0);
       elements = reinterpret_cast<char*>(scratch.elements.data());
     }
+    scratch.scales.assign(static_cast<size_t>(count), 0);
     int64_t range_begin = 0;  // the destination row at which the range begins
     for (const RowRange& range : job.ranges) {
       const int64_t begin = std::max(first, range_begin);
@@ -134,20 +165,29 @@ class ShardLoader {
       if (begin < end) {
         const RowRange part{range.tensor, range.first_row + begin - range_begin, end - begin};
         char* out = elements + static_cast<size_t>(begin - first) * row_bytes;
-        absl::Status status = LoadRows(job, part, begin, out, scratch);
+        float* scales = scratch.scales.data() + begin - first;
+        absl::Status status = LoadRows(job, part, scales, out, scratch);
         if (!status.ok()) return status;
       }
       range_begin += range.rows;
     }
-    if (job.packed()) backend_.PackWeight(job.weight, first, count, elements);
-    return absl::OkStatus();
+    if (in_place) return absl::OkStatus();
+    if (!job.packed()) {
+      return backend_.Upload(elements, job.matrix.RowBytes(first),
+                             static_cast<size_t>(count) * row_bytes);
+    }
+    backend_.PackWeight(job.weight, first, count, elements);
+    if (job.weight.scales == nullptr) return absl::OkStatus();
+    return backend_.Upload(scratch.scales.data(), job.weight.scales + first,
+                           static_cast<size_t>(count) * sizeof(float));
   }
 
-  // Converts stored rows into destination rows from `row` on, dense at `out`.
-  absl::Status LoadRows(const LoadJob& job, const RowRange& range, int64_t row, char* out,
+  // Converts stored rows into destination rows, dense at `out`, with a scale for each if they have
+  // any.
+  absl::Status LoadRows(const LoadJob& job, const RowRange& range, float* scales, char* out,
                         Scratch& scratch) {
     if (job.dtype() == DType::kF8E4M3 && source_.FormOf(*range.tensor) == Fp8Form::kStored) {
-      return LoadCodes(job, range, row, reinterpret_cast<uint8_t*>(out), scratch.codes);
+      return LoadCodes(job, range, scales, reinterpret_cast<uint8_t*>(out), scratch.codes);
     }
     std::vector<float>& buffer = scratch.rows;
     const int64_t stored_columns = range.tensor->columns();
@@ -162,7 +202,7 @@ class ShardLoader {
       for (int64_t i = 0; i < count; ++i) {
         const float* numbers = buffer.data() + i * stored_columns;
         char* out_row = out + static_cast<size_t>(done + i) * row_bytes;
-        if (!ConvertRow(job, numbers, stored_columns, row + done + i, out_row)) {
+        if (!ConvertRow(job, numbers, stored_columns, scales + done + i, out_row)) {
           return NotFinite(*range.tensor, stored_row + i);
         }
       }
@@ -172,7 +212,7 @@ class ShardLoader {
   }
 
   // The same for rows that are stored as codes: they and their scales go on as they are.
-  absl::Status LoadCodes(const LoadJob& job, const RowRange& range, int64_t row, uint8_t* out,
+  absl::Status LoadCodes(const LoadJob& job, const RowRange& range, float* scales, uint8_t* out,
                          std::vector<uint8_t>& buffer) {
     const int64_t stored_columns = range.tensor->columns();
     const int64_t step = std::max<int64_t>(1, kReadElements / stored_columns);
@@ -180,9 +220,8 @@ class ShardLoader {
     for (int64_t done = 0; done < range.rows; done += step) {
       const int64_t count = std::min(step, range.rows - done);
       const int64_t stored_row = range.first_row + done;
-      float* scales = job.weight.scales + row + done;
       absl::Status status =
-          source_.ReadCodes(*range.tensor, stored_row, count, buffer.data(), scales);
+          source_.ReadCodes(*range.tensor, stored_row, count, buffer.data(), scales + done);
       if (!status.ok()) return status;
       for (int64_t i = 0; i < count; ++i) {
         const uint8_t* kept = buffer.data() + i * stored_columns + job.first_column;
@@ -196,12 +235,11 @@ class ShardLoader {
 
   // One stored row, whole, into the destination's type and columns. False if a number is not
   // finite.
-  bool ConvertRow(const LoadJob& job, const float* numbers, int64_t stored_columns, int64_t row,
+  bool ConvertRow(const LoadJob& job, const float* numbers, int64_t stored_columns, float* scale,
                   char* out) {
     const float* kept = numbers + job.first_column;
     switch (job.dtype()) {
       case DType::kF8E4M3: {
-        float* scale = job.weight.scales + row;
         if (!RowScale(numbers, stored_columns, scale)) return false;
         QuantizeRow(kept, job.columns(), *scale, reinterpret_cast<uint8_t*>(out));
         return true;
@@ -222,6 +260,7 @@ class ShardLoader {
   }
 
   TensorSource& source_;
+  const Shard shard_;
   Backend& backend_;
   ProgressCounter& progress_;
   const ParallelFor parallel_;
@@ -245,6 +284,17 @@ void WarnOfUnused(const std::vector<std::string>& unused, const LoadOptions& opt
   }
   if (unused.size() > kNamedUnused) absl::StrAppend(&message, ", …");
   Warn(message, options);
+}
+
+// What is read first, so that the disk works while memory is made for the shard.
+void PrefetchFirst(TensorSource& source, const ModelConfig& config) {
+  uint64_t asked = 0;
+  for (const ModelTensor& tensor : ModelTensors(config)) {
+    const TensorInfo& info = *source.Find(tensor.name);
+    source.Prefetch(info, 0, info.rows());
+    asked += info.bytes;
+    if (asked >= kPrefetchBytes) return;
+  }
 }
 
 // Of memory that --weights=fp8 does not save.
@@ -288,6 +338,7 @@ absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const Model
   std::vector<std::string> unused;
   if (absl::Status status = CheckTensors(source, config, &unused); !status.ok()) return status;
   WarnOfUnused(unused, options);
+  PrefetchFirst(source, config);
   absl::StatusOr<ModelParameters> parameters = AllocateParameters(
       config, shard, PlanLinearDTypes(source, config, options.linear_dtype), backend);
   if (!parameters.ok()) return parameters;
@@ -302,11 +353,12 @@ absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const Model
   for (const auto& [name, norm] : norms) total += source.Find(name)->bytes;
 
   ProgressCounter progress(total, options.progress);
-  ShardLoader loader(source, backend, progress);
+  ShardLoader loader(source, shard, backend, progress);
   for (const auto& [name, norm] : norms) {
     if (absl::Status status = loader.LoadNorm(name, *norm); !status.ok()) return status;
   }
   if (absl::Status status = loader.Run(jobs); !status.ok()) return status;
+  if (absl::Status status = backend.Synchronize(); !status.ok()) return status;
   return parameters;
 }
 

@@ -51,7 +51,8 @@ class SafetensorsFile {
   // DATA_LOSS if the file has become shorter or cannot be read.
   absl::Status Read(const SafetensorsEntry& entry, uint64_t first, uint64_t bytes, void* out) const;
 
-  // Tells the kernel that a range of the tensor is read soon.
+  // Tells the kernel that a range of the tensor is read soon. Of a long range it reads no more at
+  // once than the device's read-ahead.
   void Prefetch(const SafetensorsEntry& entry, uint64_t first, uint64_t bytes) const;
 
  private:

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/kernels/cuda/device_backends.h"
 #include "tests/worker/engine/test_group.h"
 
 namespace marcoro {
@@ -19,9 +20,19 @@ int FromEnvironment(const char* name, int otherwise) {
   return value == nullptr ? otherwise : std::atoi(value);
 }
 
+// How much a mix asks of a machine.
+struct Load {
+  int mixes;
+  int requests;
+  int own_tokens;  // most of a prompt that no other has
+  int max_tokens;  // most to generate
+};
+constexpr Load kProcessor = {.mixes = 3, .requests = 16, .own_tokens = 70, .max_tokens = 40};
+constexpr Load kEmulator = {.mixes = 3, .requests = 8, .own_tokens = 40, .max_tokens = 12};
+
 class Mix {
  public:
-  explicit Mix(uint64_t seed) : random_(seed) {}
+  Mix(uint64_t seed, const Load& load) : random_(seed), load_(load) {}
 
   int Draw(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
   bool Chance(double probability) { return std::bernoulli_distribution(probability)(random_); }
@@ -31,11 +42,11 @@ class Mix {
   }
 
   // Some prompts begin alike, so that the prefix cache has something to find.
-  std::vector<EngineRequest> Requests(int count, int vocabulary) {
+  std::vector<EngineRequest> Requests(int vocabulary) {
     std::vector<TokenId> shared;
     for (int i = 0; i < 80; ++i) shared.push_back(Draw(3, vocabulary - 1));
     std::vector<EngineRequest> requests;
-    for (int i = 0; i < count; ++i) requests.push_back(Request(shared, vocabulary));
+    for (int i = 0; i < load_.requests; ++i) requests.push_back(Request(shared, vocabulary));
     return requests;
   }
 
@@ -56,8 +67,9 @@ class Mix {
     if (Chance(0.5))
       request.prompt.assign(shared.begin(),
                             shared.begin() + Draw(1, static_cast<int>(shared.size())));
-    for (int own = Draw(1, 70); own > 0; --own) request.prompt.push_back(Draw(3, vocabulary - 1));
-    request.max_tokens = Draw(1, 40);
+    for (int own = Draw(1, load_.own_tokens); own > 0; --own)
+      request.prompt.push_back(Draw(3, vocabulary - 1));
+    request.max_tokens = Draw(1, load_.max_tokens);
     request.priority = Draw(-1, 1);
     if (Chance(0.2)) request.prompt_logprobs = Draw(0, 3);
     SamplingParams& sampling = request.sampling;
@@ -73,6 +85,7 @@ class Mix {
   }
 
   std::mt19937_64 random_;
+  const Load load_;
 };
 
 // Submits all requests, in waves that begin once an earlier request is under way, some of them as a
@@ -113,21 +126,34 @@ std::vector<Completion> RunMix(Mix& mix, TestGroup& group,
   return completions;
 }
 
-class DeterminismTest : public testing::TestWithParam<int> {};
+struct Case {
+  std::string backend;
+  int world_size;
+};
+
+class DeterminismTest : public testing::TestWithParam<Case> {};
 
 TEST_P(DeterminismTest, AnyMixGivesTheBitsOfALoneRequestOnOneRank) {
-  const int world_size = GetParam();
+  const std::string& backend = GetParam().backend;
+  const bool emulated = backend == "cuda" && DeviceIsEmulated();
+  const Load& load = emulated ? kEmulator : kProcessor;
+  const std::string checkpoint = emulated ? "tiny" : "small";
   const int first_seed = FromEnvironment("MARCORO_TEST_SEED", 1);
-  const int mixes = FromEnvironment("MARCORO_TEST_MIXES", 3);
+  const int mixes = FromEnvironment("MARCORO_TEST_MIXES", load.mixes);
   for (int seed = first_seed; seed < first_seed + mixes; ++seed) {
     SCOPED_TRACE("MARCORO_TEST_SEED=" + std::to_string(seed));
-    Mix mix(static_cast<uint64_t>(seed));
-    TestGroup alone({.scheduler = {.kv_blocks = 64, .context_length = 256, .prefix_cache = false}});
-    const std::vector<EngineRequest> requests = mix.Requests(16, alone.vocabulary_size());
+    Mix mix(static_cast<uint64_t>(seed), load);
+    TestGroup alone({.checkpoint = checkpoint,
+                     .backend = backend,
+                     .scheduler = {.kv_blocks = 64, .context_length = 256, .prefix_cache = false}});
+    const std::vector<EngineRequest> requests = mix.Requests(alone.vocabulary_size());
     std::vector<Completion> lone;
     for (const EngineRequest& request : requests) lone.push_back(alone.Run(request));
 
-    TestGroup group({.world_size = world_size, .scheduler = mix.Scheduler()});
+    TestGroup group({.checkpoint = checkpoint,
+                     .backend = backend,
+                     .world_size = GetParam().world_size,
+                     .scheduler = mix.Scheduler()});
     const std::vector<Completion> mixed = RunMix(mix, group, requests, lone);
     for (size_t i = 0; i < requests.size(); ++i) {
       ASSERT_EQ(lone[i].end, EndReason::kLength) << lone[i].detail;
@@ -138,8 +164,19 @@ TEST_P(DeterminismTest, AnyMixGivesTheBitsOfALoneRequestOnOneRank) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, DeterminismTest, testing::Values(1, 2, 4, 8),
-                         [](const auto& test) { return "tp" + std::to_string(test.param); });
+std::vector<Case> Cases() {
+  std::vector<Case> cases = {{"auto", 1}, {"auto", 2}, {"auto", 4}, {"auto", 8}};
+  for (const std::string& name : DeviceBackendNames()) {
+    cases.push_back({name, 1});
+    cases.push_back({name, 2});
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, DeterminismTest, testing::ValuesIn(Cases()), [](const auto& test) {
+  const std::string degree = "tp" + std::to_string(test.param.world_size);
+  return test.param.backend == "auto" ? degree : test.param.backend + "_" + degree;
+});
 
 // The property test above must be able to see preemption and cache hits, or it would prove nothing
 // about them.

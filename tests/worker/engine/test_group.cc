@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "tests/kernels/cuda/device_backends.h"
 #include "worker/collective/shared_memory.h"
 #include "worker/collective/single.h"
 #include "worker/engine/group_executor.h"
@@ -15,6 +16,8 @@
 
 namespace marcoro {
 namespace {
+
+constexpr absl::Duration kLongestWait = absl::Minutes(3);
 
 void CheckOk(const absl::Status& status) {
   if (status.ok()) return;
@@ -82,7 +85,7 @@ Completion Collector::Await(uint64_t client_id) {
   const auto ended = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return completions_[client_id].end != EndReason::kRunning;
   };
-  if (!mutex_.AwaitWithTimeout(absl::Condition(&ended), absl::Minutes(1))) {
+  if (!mutex_.AwaitWithTimeout(absl::Condition(&ended), kLongestWait)) {
     CheckOk(absl::DeadlineExceededError(absl::StrCat("request ", client_id, " did not end")));
   }
   return completions_[client_id];
@@ -94,7 +97,7 @@ void Collector::AwaitTokens(uint64_t client_id, size_t count) {
     const Completion& completion = completions_[client_id];
     return completion.tokens.size() >= count || completion.end != EndReason::kRunning;
   };
-  if (!mutex_.AwaitWithTimeout(absl::Condition(&reached), absl::Minutes(1))) {
+  if (!mutex_.AwaitWithTimeout(absl::Condition(&reached), kLongestWait)) {
     CheckOk(absl::DeadlineExceededError(
         absl::StrCat("request ", client_id, " has fewer than ", count, " tokens")));
   }
@@ -124,7 +127,8 @@ void TestGroup::RunRank(int rank) {
   const std::string directory = absl::StrCat(MARCORO_TEST_DATA, "/", options_.checkpoint);
   const ModelConfig config = ValueOrDie(LoadModelConfig(directory));
   const Shard shard{.rank = rank, .world_size = options_.world_size};
-  auto backend = ValueOrDie(CreateBackend({.name = options_.backend}));
+  auto backend = ValueOrDie(options_.backend == "cuda" ? MakeDeviceBackend(/*threads=*/1)
+                                                       : CreateBackend({.name = options_.backend}));
   auto control = MakeCommunicator(rank, options_.world_size, "control", keys_);
   auto data = MakeCommunicator(rank, options_.world_size, "data", keys_);
   auto source = ValueOrDie(CheckpointSource::Open(directory));

@@ -40,7 +40,7 @@ class Collector final : public OutputSink {
  public:
   void Deliver(std::vector<SequenceOutput> outputs) override;
 
-  // Waits for the request's end; aborts the test program after a minute.
+  // Waits for the request's end; aborts the test program after three minutes.
   Completion Await(uint64_t client_id);
   // Waits until the request has at least that many tokens or has ended.
   void AwaitTokens(uint64_t client_id, size_t count);
@@ -52,7 +52,7 @@ class Collector final : public OutputSink {
 
 struct TestGroupOptions {
   std::string checkpoint = "small";  // folder of tests/data
-  std::string backend = "auto";
+  std::string backend = "auto";      // or "cuda": on a GPU or in the emulator
   int world_size = 1;
   DType linear = DType::kF8E4M3;
   // Added to every step, so that a tiny model is as slow as a test needs it.

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/kernels/cuda/device_backends.h"
 #include "tests/worker/model/golden_logits.h"
 #include "tests/worker/model/test_model.h"
 
@@ -14,6 +15,11 @@ namespace {
 
 TokenId Best(const std::vector<float>& logits) {
   return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+// An emulated device takes a thousand times as long.
+size_t MostSteps(const std::string& backend) {
+  return backend == "cuda" && DeviceIsEmulated() ? 4 : SIZE_MAX;
 }
 
 struct Case {
@@ -81,7 +87,8 @@ TEST_P(GoldenTest, GreedyTokensAreTheReferencesWhereItIsSure) {
       model.Restart();
       TokenId best = Best(model.Step(prompt.ids).back());
       bool free_running_agrees = true;  // fed our own ids, we have given the reference's so far
-      for (size_t step = 0; step < prompt.greedy.size(); ++step) {
+      const size_t steps = std::min(prompt.greedy.size(), MostSteps(backend));
+      for (size_t step = 0; step < steps; ++step) {
         free_running_agrees = free_running_agrees && prompt.gaps[step] >= 0.05;
         if (free_running_agrees) {
           ASSERT_EQ(best, prompt.greedy[step])

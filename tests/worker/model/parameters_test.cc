@@ -152,6 +152,7 @@ class SmallBackend final : public Backend {
     return inner_->Allocate(bytes);
   }
 
+  size_t AvailableMemory() const override { return left_; }
   std::string_view name() const override { return inner_->name(); }
   DType activation_dtype() const override { return inner_->activation_dtype(); }
   int threads() const override { return 1; }
@@ -206,8 +207,10 @@ TEST(AllocateParameters, TooLittleMemoryIsResourceExhausted) {
   SmallBackend enough(1 << 20);
   EXPECT_TRUE(AllocateParameters(Config(), {0, 1}, DType::kF8E4M3, enough).ok());
   SmallBackend little(10'000);
-  EXPECT_EQ(AllocateParameters(Config(), {0, 1}, DType::kF8E4M3, little).status().code(),
-            absl::StatusCode::kResourceExhausted);
+  const absl::Status status = AllocateParameters(Config(), {0, 1}, DType::kF8E4M3, little).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("GiB free: missing 0.0"))
+      << "known before anything is allocated";
 }
 
 }  // namespace

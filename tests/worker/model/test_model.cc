@@ -4,18 +4,22 @@
 #include <cstdlib>
 #include <utility>
 
+#include "tests/kernels/cuda/device_backends.h"
 #include "worker/weights/checkpoint_source.h"
 #include "worker/weights/loader.h"
 
 namespace marcoro {
 namespace {
 
+void CheckOk(const absl::Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  std::abort();
+}
+
 template <typename T>
 T ValueOrDie(absl::StatusOr<T> value) {
-  if (!value.ok()) {
-    std::fprintf(stderr, "%s\n", value.status().ToString().c_str());
-    std::abort();
-  }
+  CheckOk(value.status());
   return *std::move(value);
 }
 
@@ -26,8 +30,11 @@ TestModel::TestModel(const TestModelOptions& options) {
   const std::string directory =
       absolute ? options.checkpoint : std::string(MARCORO_TEST_DATA) + "/" + options.checkpoint;
   config_ = ValueOrDie(LoadModelConfig(directory));
-  backend_ = ValueOrDie(CreateBackend(
-      {.name = options.backend, .threads = options.threads, .activations = options.activations}));
+  backend_ =
+      ValueOrDie(options.backend == "cuda" ? MakeDeviceBackend(options.threads)
+                                           : CreateBackend({.name = options.backend,
+                                                            .threads = options.threads,
+                                                            .activations = options.activations}));
   communicator_ = MakeSingleCommunicator();
   auto source = ValueOrDie(CheckpointSource::Open(directory));
   LoadOptions load;
@@ -49,9 +56,11 @@ std::vector<std::vector<float>> TestModel::Step(absl::Span<const TokenId> ids) {
   for (BlockId block = 0; block < blocks; ++block) plan.blocks.push_back(block);
   const Tensor logits = ValueOrDie(transformer_->Forward(plan));
   position_ += count;
-  std::vector<std::vector<float>> rows;
+  std::vector<std::vector<float>> rows(static_cast<size_t>(logits.rows));
   for (int64_t row = 0; row < logits.rows; ++row) {
-    rows.emplace_back(logits.Row<float>(row), logits.Row<float>(row) + logits.columns);
+    std::vector<float>& out = rows[static_cast<size_t>(row)];
+    out.resize(static_cast<size_t>(logits.columns));
+    CheckOk(backend_->Download(logits.RowBytes(row), out.data(), out.size() * sizeof(float)));
   }
   return rows;
 }
@@ -61,6 +70,7 @@ std::vector<std::string> AvailableBackends() {
   for (const char* name : {"reference", "avx2", "avx512"}) {
     if (CreateBackend({.name = name}).ok()) names.emplace_back(name);
   }
+  for (const std::string& name : DeviceBackendNames()) names.push_back(name);
   return names;
 }
 

@@ -42,7 +42,7 @@ class TestModel {
   int32_t position_ = 0;
 };
 
-// Kernel families that this processor runs, of "reference", "avx2" and "avx512".
+// Kernel families that this machine runs, of "reference", "avx2", "avx512" and "cuda".
 std::vector<std::string> AvailableBackends();
 
 }  // namespace marcoro

@@ -141,8 +141,15 @@ void MergeSource::Prefetch(const TensorInfo& tensor, int64_t first_row, int64_t 
   const bool whole = merged.vocabulary() != nullptr ||
                      (merged.merger() == nullptr && method_->reads_whole_tensor(merged.merge()));
   for (const ParentTensor& parent : merged.parents()) {
-    parent.source->Prefetch(*parent.info, whole ? 0 : first_row,
-                            whole ? parent.info->rows() : count);
+    if (!whole) {
+      parent.source->Prefetch(*parent.info, first_row, count);
+      continue;
+    }
+    // The rest too, but first what is asked for: parents' tables may have fewer rows than the
+    // merge.
+    const int64_t begin = std::min(first_row, parent.info->rows());
+    parent.source->Prefetch(*parent.info, begin, parent.info->rows() - begin);
+    parent.source->Prefetch(*parent.info, 0, begin);
   }
 }
 

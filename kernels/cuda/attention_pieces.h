@@ -1,0 +1,68 @@
+// How the work of attention_split.cu is cut into pieces, dealt to blocks, and what they leave to be
+// merged.
+//
+// The pieces are (sequence, KV head, 16 query rows, split of 256 positions), counted in this order.
+// Blocks take equal runs of them.
+#pragma once
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/device/thread.h"
+
+namespace marcoro::cuda {
+
+// How pieces are dealt to blocks.
+struct Shares {
+  int quotient;
+  int rest;  // so many blocks, the first, have one more
+
+  MARCORO_DEVICE int Begin(int block) const {
+    return block * quotient + (block < rest ? block : rest);
+  }
+  MARCORO_DEVICE int Owner(int piece) const {
+    const int large = rest * (quotient + 1);
+    return piece < large ? piece / (quotient + 1) : rest + (piece - large) / quotient;
+  }
+};
+
+// The splits that a sequence's query rows see, and its 16s of query rows.
+struct SplitCounts {
+  int first_split;
+  int splits;
+  int tiles;
+};
+
+MARCORO_DEVICE SplitCounts CountSplits(const AttentionTask& task, int sequence) {
+  const int rows = QueryRows(task, sequence);
+  if (rows == 0 || rows > task.split_rows) return {0, 0, 0};
+  const int position = task.step.first_positions[sequence];
+  const int first = VisibleFrom(position, task.window).low / kSplitPositions;
+  const int last = (position + rows / task.group - 1) / kSplitPositions;
+  return {first, last - first + 1, (rows + kQueryTileRows - 1) / kQueryTileRows};
+}
+MARCORO_DEVICE int Pieces(const AttentionTask& task, int sequence) {
+  const SplitCounts counts = CountSplits(task, sequence);
+  return task.kv_heads * counts.tiles * counts.splits;
+}
+
+// Those of sequences [0, sequence). Called by whole warps.
+MARCORO_DEVICE int PiecesBefore(const AttentionTask& task, int sequence) {
+  int pieces = 0;
+  for (int s = Lane(); s < sequence; s += kWarpThreads) pieces += Pieces(task, s);
+  MARCORO_UNROLL_LOOP
+  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) pieces += ShuffleXor(pieces, mask);
+  return pieces;
+}
+
+MARCORO_DEVICE Shares DealPieces(const AttentionTask& task) {
+  const int pieces = PiecesBefore(task, task.step.sequences);
+  return {pieces / task.split_blocks, pieces % task.split_blocks};
+}
+
+// Where a block leaves what is to be merged: slot 0 is for query rows that begin in this block,
+// slot 1 + i for its i-th piece if its query rows began in another block.
+MARCORO_DEVICE float* PartialOf(const AttentionTask& task, int block, int slot) {
+  return task.partials +
+         (int64_t{block} * task.most_splits + slot) * PartialFloats(PaddedHeadDim(task.head_dim));
+}
+
+}  // namespace marcoro::cuda

@@ -1,0 +1,319 @@
+// Attention of sequences with few query rows (decode): bound by reading the cache once.
+//
+// The pieces of work are (sequence, KV head, 16 query rows, split of 256 positions), counted in
+// this order. Two blocks for each multiprocessor take equal runs of them, so neither ragged lengths
+// nor a context that is shorter than the launch was sized for leave multiprocessors idle. A block
+// that has all splits of some query rows merges them in registers and writes the output. Otherwise
+// it leaves what it has for MergeSplits, which goes on in the same order: the block with the first
+// splits leaves them merged, the others one by one.
+//
+// A piece of 128 dimensions is 128 KB. Its keys and half of its values are asked for at once, 96 KB
+// (26 KB for each multiprocessor hide the latency), the rest when the keys have been read; another
+// block is under way meanwhile on the same multiprocessor. A block has 4 warps. Each computes the
+// scores of one tile, the four exchange their maxima and probabilities through shared memory, then
+// each multiplies a part of the dimensions with the values: 36 products for 32 KB, where memory
+// gives 1770 cycles. Four barriers for a piece.
+#include <type_traits>
+
+#include "kernels/cuda/attention_pieces.h"
+#include "kernels/cuda/attention_tile.h"
+
+namespace marcoro::cuda {
+namespace {
+
+constexpr int kWarps = kSplitTiles;
+constexpr int kThreads = kWarps * kWarpThreads;
+
+// Tiles of 16 dimensions that a warp has of the output.
+constexpr int PairsOfWarp(int dims) { return (dims / kDepth + kWarps - 1) / kWarps; }
+
+// Shared memory: six tiles (four of keys, two of values; then the other two of values where keys
+// were), probabilities (16, 256), the rows' largest scores in each tile.
+template <int kDims>
+struct SplitMemory {
+  static constexpr int kTiles = 6;
+  static constexpr int kProbabilities = kTiles * TileBytes(kDims);
+  static constexpr int kRow = kSplitPositions + kChunk;
+  static constexpr int kMaxima = kProbabilities + kQueryTileRows * kRow * 2;
+  static constexpr int kBytes = kMaxima + kSplitTiles * kQueryTileRows * 4;
+
+  MARCORO_DEVICE static SharedArray<uint16_t> Keys(int t) {
+    return {t * TileBytes(kDims), TileElements(kDims)};
+  }
+  MARCORO_DEVICE static SharedArray<uint16_t> Values(int t) {
+    return Keys(t < 2 ? kSplitTiles + t : t - 2);
+  }
+  MARCORO_DEVICE static SharedArray<uint16_t> Probabilities() {
+    return {kProbabilities, kQueryTileRows * kRow};
+  }
+  MARCORO_DEVICE static SharedArray<float> Maxima() {
+    return {kMaxima, kSplitTiles * kQueryTileRows};
+  }
+};
+
+template <int kDims, int kPairs>
+MARCORO_DEVICE void StorePartial(const RunningSplit<kPairs>& split, float* partial) {
+  MARCORO_UNROLL_LOOP
+  for (int half = 0; half < 2; ++half) {
+    const int row = Lane() / 4 + half * 8;
+    MARCORO_UNROLL_LOOP
+    for (int n = 0; n < kPairs * 2; ++n) {
+      const int pair = Warp() + n / 2 * kWarps;
+      if (pair >= kDims / kDepth) break;
+      const int dim = pair * kDepth + n % 2 * 8 + Lane() % 4 * 2;
+      *reinterpret_cast<Words2*>(partial + row * kDims + dim) = {
+          FloatToBits(split.out[n][half * 2]), FloatToBits(split.out[n][half * 2 + 1])};
+    }
+    if (Warp() == 0 && Lane() % 4 == 0) {
+      partial[kQueryTileRows * kDims + row] = split.max[half];
+      partial[kQueryTileRows * (kDims + 1) + row] = split.sum[half * 2];
+    }
+  }
+}
+
+// One piece, as a block computes it.
+template <int kDims>
+class SplitPiece {
+ public:
+  static constexpr int kPairs = PairsOfWarp(kDims);
+  using Memory = SplitMemory<kDims>;
+
+  MARCORO_DEVICE SplitPiece(const AttentionTask& task, const QuerySequence& sequence,
+                            const QueryTile& tile, int kv_head, int split)
+      : task_(task),
+        sequence_(sequence),
+        tile_(tile),
+        kv_head_(kv_head),
+        begin_(split * kSplitPositions),
+        loaded_(tile.any) {
+    if (loaded_.low < begin_) loaded_.low = begin_;
+    if (loaded_.high >= begin_ + kSplitPositions) loaded_.high = begin_ + kSplitPositions - 1;
+  }
+
+  MARCORO_DEVICE void Compute(const uint32_t (&queries)[kDims / kDepth][4],
+                              RunningSplit<kPairs>& split) const {
+    split.Clear();
+    if (loaded_.low > loaded_.high) return;
+    SyncBlock();  // nobody reads the piece before this one any more
+    const int mine = Warp();
+    if (Seen(mine)) {
+      CopyTile<kDims, kWarpThreads>(task_, sequence_.blocks, KeysOf(task_, kv_head_), Begin(mine),
+                                    loaded_, Lane(), Memory::Keys(mine));
+    }
+    CommitCopies();
+    CopyValues(0, 2);
+    WaitCopies<1>();
+    SyncWarp();
+    float scores[kScoreTiles][4];
+    StoreMaxima(queries, scores);
+    SyncBlock();  // the maxima are there, and nobody reads keys any more
+    CopyValues(2, 4);
+    StoreProbabilities(scores);
+    MARCORO_KEEP_LOOP
+    for (int t = 0; t < kSplitTiles; ++t) {
+      if (t == 0) WaitCopies<1>();
+      if (t == 2) WaitCopies<0>();
+      if (t % 2 == 0) SyncBlock();
+      if (Seen(t)) AddTile(t, split);
+    }
+  }
+
+ private:
+  MARCORO_DEVICE int Begin(int t) const { return begin_ + t * kTilePositions; }
+  MARCORO_DEVICE bool Seen(int t) const {
+    return Overlap({Begin(t), Begin(t) + kTilePositions - 1}, loaded_);
+  }
+
+  // Asks for the values of tiles [from, to).
+  MARCORO_DEVICE void CopyValues(int from, int to) const {
+    MARCORO_KEEP_LOOP
+    for (int t = from; t < to; ++t) {
+      if (!Seen(t)) continue;
+      CopyTile<kDims, kThreads>(task_, sequence_.blocks, ValuesOf(task_, kv_head_, 0), Begin(t),
+                                loaded_, ThreadIndex(), Memory::Values(t));
+    }
+    CommitCopies();
+  }
+
+  // Computes the scores of the warp's tile, and tells their maxima.
+  MARCORO_DEVICE void StoreMaxima(const uint32_t (&queries)[kDims / kDepth][4],
+                                  float (&scores)[kScoreTiles][4]) const {
+    float max[2] = {Lowest(), Lowest()};
+    ClearScores(scores);
+    if (Seen(Warp())) {
+      MARCORO_UNROLL_LOOP
+      for (int depth = 0; depth < kDims / kDepth; ++depth) {
+        AddScores<kDims>(queries[depth], depth, Memory::Keys(Warp()), scores);
+      }
+      HideScores(tile_, Begin(Warp()), scores);
+      LargestScores(scores, task_.scale, max);
+    }
+    if (Lane() % 4 != 0) return;
+    MARCORO_UNROLL_LOOP
+    for (int half = 0; half < 2; ++half) {
+      Memory::Maxima().Store(Warp() * kQueryTileRows + Lane() / 4 + half * 8, max[half]);
+    }
+  }
+
+  // Those of tile t for the lane's rows.
+  MARCORO_DEVICE void LoadMaxima(int t, float (&max)[2]) const {
+    MARCORO_UNROLL_LOOP
+    for (int half = 0; half < 2; ++half) {
+      max[half] = Memory::Maxima().Load(t * kQueryTileRows + Lane() / 4 + half * 8);
+    }
+  }
+
+  MARCORO_DEVICE void StoreProbabilities(const float (&scores)[kScoreTiles][4]) const {
+    if (!Seen(Warp())) return;
+    float base[2] = {Lowest(), Lowest()};
+    for (int t = 0; t <= Warp(); ++t) {
+      float max[2];
+      LoadMaxima(t, max);
+      base[0] = Max(base[0], max[0]);
+      base[1] = Max(base[1], max[1]);
+    }
+    base[0] = Base(base[0]);
+    base[1] = Base(base[1]);
+    const SharedArray<uint16_t> to = Memory::Probabilities();
+    MARCORO_UNROLL_LOOP
+    for (int depth = 0; depth < kTileDepths; ++depth) {
+      uint32_t a[4];
+      Probabilities(scores, depth, task_.scale, base, a);
+      MARCORO_UNROLL_LOOP
+      for (int i = 0; i < 4; ++i) {
+        const int row = Lane() / 4 + i % 2 * 8;
+        const int position = Warp() * kTilePositions + depth * kDepth + i / 2 * 8 + Lane() % 4 * 2;
+        to.StoreAs<uint32_t>(row * Memory::kRow + position, a[i]);
+      }
+    }
+  }
+
+  // Whether a row could meet a value that it does not see but that is not cleared.
+  MARCORO_DEVICE bool RowsDiffer(int t) const {
+    const int end = Begin(t) + kTilePositions - 1;
+    const int low = loaded_.low > Begin(t) ? loaded_.low : Begin(t);
+    const int high = loaded_.high < end ? loaded_.high : end;
+    return low < tile_.all.low || high > tile_.all.high;
+  }
+
+  // The probabilities of 16 positions of tile t, as a left factor.
+  MARCORO_DEVICE void LoadProbabilities(int t, int depth, uint32_t (&a)[4]) const {
+    const int row = Lane() / 8 % 2 * 8 + Lane() % 8;
+    const int position = t * kTilePositions + depth * kDepth + Lane() / 16 * 8;
+    LoadMatrices(a, Memory::Probabilities().Address(row * Memory::kRow + position));
+  }
+
+  MARCORO_DEVICE void AddTile(int t, RunningSplit<kPairs>& split) const {
+    float max[2];
+    LoadMaxima(t, max);
+    split.Rebase(max);
+    const SharedArray<uint16_t> values = Memory::Values(t);
+    uint32_t a[4];
+    if (RowsDiffer(t) && !AllFinite<kDims>(values)) {
+      MARCORO_KEEP_LOOP
+      for (int depth = 0; depth < kTileDepths; ++depth) {
+        LoadProbabilities(t, depth, a);
+        AddValues<kDims, kPairs, true>(task_, tile_, a, depth, Begin(t), values, Warp(), kWarps,
+                                       split);
+      }
+      return;
+    }
+    MARCORO_UNROLL_LOOP
+    for (int depth = 0; depth < kTileDepths; ++depth) {
+      LoadProbabilities(t, depth, a);
+      AddValues<kDims, kPairs, false>(task_, tile_, a, depth, Begin(t), values, Warp(), kWarps,
+                                      split);
+    }
+  }
+
+  const AttentionTask& task_;
+  const QuerySequence& sequence_;
+  const QueryTile& tile_;
+  int kv_head_;
+  int begin_;       // position
+  Visible loaded_;  // what the query rows see of the split
+};
+
+template <int kDims>
+MARCORO_KERNEL(kThreads, 2)
+AttendSplitsKernel(AttentionTask task) {
+  constexpr int kPairs = PairsOfWarp(kDims);
+  const Shares shares = DealPieces(task);
+  const int begin = shares.Begin(BlockIndexX());
+  const int end = shares.Begin(BlockIndexX() + 1);
+  Work work = {-1, 0};
+  RunningSplit<kPairs> total;
+  total.Clear();
+  for (int piece = begin; piece < end; ++piece) {
+    ++work.piece;
+    if (work.sequence < 0 || work.piece == Pieces(task, work.sequence)) {
+      work = FindWork(task.step.sequences, piece, [&](int s) { return Pieces(task, s); });
+    }
+    const SplitCounts counts = CountSplits(task, work.sequence);
+    const int run = work.piece / counts.splits;
+    const int split_of_run = work.piece % counts.splits;
+    const int kv_head = run / counts.tiles;
+    const QuerySequence sequence = SequenceOf(task, work.sequence);
+    const QueryTile tile =
+        MakeQueryTile(task, sequence, kv_head, run % counts.tiles * kQueryTileRows);
+    uint32_t queries[kDims / kDepth][4];
+    MARCORO_UNROLL_LOOP
+    for (int depth = 0; depth < kDims / kDepth; ++depth) {
+      LoadQueries(task, tile, depth, queries[depth]);
+    }
+    RunningSplit<kPairs> split;
+    SplitPiece<kDims>(task, sequence, tile, kv_head, counts.first_split + split_of_run)
+        .Compute(queries, split);
+
+    if (piece - split_of_run < begin) {
+      StorePartial<kDims>(split, PartialOf(task, BlockIndexX(), 1 + piece - begin));
+      continue;
+    }
+    if (split_of_run == 0) total.Clear();
+    MergeInto(total, split);
+    if (split_of_run == counts.splits - 1) {
+      StoreRows<kDims>(task, tile, 0, Warp(), kWarps, total);
+    } else if (piece == end - 1) {
+      StorePartial<kDims>(total, PartialOf(task, BlockIndexX(), 0));
+    }
+  }
+}
+
+template <int kDims>
+void LaunchSplits(Stream stream, const AttentionTask& task) {
+  Launch(stream,
+         {.grid_x = task.split_blocks,
+          .threads = kThreads,
+          .shared_bytes = SplitMemory<kDims>::kBytes},
+         AttendSplitsKernel<kDims>, task);
+}
+
+// Calls run with the dimensions that are computed for a head of head_dim, as a constant.
+template <typename Run>
+auto WithPaddedHeadDim(int head_dim, const Run& run) {
+  switch (PaddedHeadDim(head_dim)) {
+    case 32:
+      return run(std::integral_constant<int, 32>());
+    case 64:
+      return run(std::integral_constant<int, 64>());
+    case 96:
+      return run(std::integral_constant<int, 96>());
+    default:
+      return run(std::integral_constant<int, 128>());
+  }
+}
+
+}  // namespace
+
+int SplitSharedBytes(int head_dim) {
+  if (head_dim % kChunk != 0 || head_dim > 128) return 0;
+  return WithPaddedHeadDim(head_dim,
+                           [](auto dims) { return SplitMemory<decltype(dims)::value>::kBytes; });
+}
+
+void AttendSplits(Stream stream, const AttentionTask& task) {
+  WithPaddedHeadDim(task.head_dim,
+                    [&](auto dims) { LaunchSplits<decltype(dims)::value>(stream, task); });
+}
+
+}  // namespace marcoro::cuda

@@ -1,0 +1,32 @@
+// A kernel that is launched before the one ahead of it in the stream has ended (programmatic
+// dependent launch, sm_90 and newer). Older GPUs and the emulator run kernels one after the other.
+#pragma once
+
+#include "kernels/cuda/device/platform.h"
+
+namespace marcoro::cuda {
+
+#ifdef MARCORO_SIMT
+
+// The kernel behind this one may start now. Says nothing of what this one wrote.
+MARCORO_DEVICE void LaunchDependents() {}
+// Returns when the kernel ahead has ended and what it wrote is seen. Before it only what no kernel
+// ahead writes (weights, say) may be read, and nothing that it reads may be written.
+MARCORO_DEVICE void WaitForKernelAhead() {}
+
+#else
+
+MARCORO_DEVICE void LaunchDependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+MARCORO_DEVICE void WaitForKernelAhead() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+#endif
+
+}  // namespace marcoro::cuda

@@ -1,0 +1,87 @@
+// How host code starts kernels. On a GPU a stream is CUDA's; in the emulator a launch runs the
+// kernel to its end.
+#pragma once
+
+#include <utility>
+
+#include "kernels/cuda/device/platform.h"
+
+#ifndef MARCORO_SIMT
+#include <cuda_runtime.h>
+#endif
+
+namespace marcoro::cuda {
+
+struct LaunchShape {
+  int grid_x = 1;
+  int grid_y = 1;
+  int grid_z = 1;
+  int threads = 32;        // of a block, a multiple of 32, at most 1024
+  int shared_bytes = 0;    // of a block
+  int cluster_blocks = 1;  // neighbouring blocks along x that run together (sm_90 and newer)
+  // May start before the kernel ahead has ended, where kernels can (sm_90 and newer). Only for
+  // kernels all of whose threads call WaitForKernelAhead (device/dependent_launch.h).
+  bool overlaps_kernel_ahead = false;
+};
+
+#ifdef MARCORO_SIMT
+
+using Stream = simt::Stream;
+
+template <typename... Parameters, typename... Arguments>
+void Launch(Stream, const LaunchShape& shape, void (*kernel)(Parameters...),
+            Arguments&&... arguments) {
+  simt::Launch({.grid_x = shape.grid_x,
+                .grid_y = shape.grid_y,
+                .grid_z = shape.grid_z,
+                .threads = shape.threads,
+                .shared_bytes = shape.shared_bytes,
+                .cluster_blocks = shape.cluster_blocks},
+               // Copies: the launch may be recorded and run later.
+               [kernel, ... copies = static_cast<Parameters>(arguments)] { kernel(copies...); });
+}
+
+#else
+
+using Stream = cudaStream_t;
+
+// Whether the device runs code of the kernel that was compiled for sm_90 or newer: in older code
+// WaitForKernelAhead does nothing.
+template <typename... Parameters>
+bool CanWaitForKernelAhead(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes = {};
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
+// What went wrong, if anything, is found by the device's next check (see device.h).
+template <typename... Parameters, typename... Arguments>
+void Launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...),
+            Arguments&&... arguments) {
+  if (shape.shared_bytes > 48 * 1024) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes);
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(shape.grid_x, shape.grid_y, shape.grid_z);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (shape.cluster_blocks > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster_blocks);
+    cluster.val.clusterDim.y = 1;
+    cluster.val.clusterDim.z = 1;
+  }
+  if (shape.overlaps_kernel_ahead && CanWaitForKernelAhead(kernel)) {
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+#endif
+
+}  // namespace marcoro::cuda

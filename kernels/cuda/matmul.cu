@@ -1,0 +1,210 @@
+// The host's side of a matmul: which kernel, in which shape.
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/cuda/device_limits.h"
+#include "kernels/cuda/matmul_kernels.h"
+#include "kernels/cuda/matmul_plan.h"
+#include "kernels/cuda/matmul_probe.h"
+#include "kernels/cuda/ops.h"
+
+namespace marcoro::cuda {
+namespace {
+
+// What a multiprocessor has to have under way to keep memory busy (bandwidth times latency), with
+// something to spare.
+constexpr int kWantedBytesUnderWay = 48 * 1024;
+// The many tokens' kernel sums at most so many leaves in a block: deeper trees find no room.
+constexpr int kMostManyLeaves = 8;
+constexpr int kLeastManyWarps = 4;
+
+int CeilDivide(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+// Whether rows can be read 16 bytes at a time.
+bool HasVectors(const Tensor& x) {
+  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 8 == 0;
+}
+
+// A plan for few tokens with so many leaves a block and steps a stage; slots == 0 if it does not
+// fit.
+MatmulPlan PlanFewTokens(const MatmulLayout& layout, DType dtype, int tokens, int block_leaves,
+                         int stage_steps, const MatmulLimits& limits) {
+  MatmulPlan plan;
+  plan.few_tokens = true;
+  plan.token_tiles = tokens <= 8 ? 1 : tokens <= 16 ? 2 : 4;
+  plan.block_leaves = block_leaves;
+  plan.parts = layout.leaves / block_leaves;
+  plan.stage_steps = stage_steps;
+  plan.blocks = std::min(std::max(limits.multiprocessors / plan.parts, 1), layout.tiles);
+  const int block_tiles = CeilDivide(layout.tiles, plan.blocks);
+  for (int most = kMostWarps / block_leaves; most > 0; --most) {
+    // Walks of equal length for all slots.
+    plan.slots = CeilDivide(block_tiles, CeilDivide(block_tiles, most));
+    plan.shared_bytes = LayOutFewTokens(layout, dtype, plan, tokens).end;
+    if (plan.shared_bytes <= limits.shared_bytes) return plan;
+  }
+  plan.slots = 0;
+  return plan;
+}
+
+int64_t BytesUnderWay(const MatmulPlan& plan, DType dtype) {
+  return int64_t{plan.slots} * plan.block_leaves * (kRingStages - 1) * plan.stage_steps *
+         StepBytes(dtype);
+}
+
+// The plan with the fewest parts that has enough under way, or else with the most; slots == 0 if
+// none fits.
+MatmulPlan BestFewTokens(const MatmulLayout& layout, DType dtype, int tokens,
+                         const MatmulLimits& limits) {
+  MatmulPlan best;
+  for (int leaves = std::min(layout.leaves, kMostWarps); leaves > 0; leaves /= 2) {
+    for (const int stage_bytes : {4096, 2048, 1024}) {
+      const MatmulPlan plan =
+          PlanFewTokens(layout, dtype, tokens, leaves, stage_bytes / StepBytes(dtype), limits);
+      if (plan.slots == 0) continue;
+      if (best.slots == 0 || BytesUnderWay(plan, dtype) > BytesUnderWay(best, dtype)) best = plan;
+    }
+    if (best.slots > 0 && BytesUnderWay(best, dtype) >= kWantedBytesUnderWay) break;
+  }
+  return best;
+}
+
+int BlockRows(const MatmulPlan& plan) {
+  return plan.warpgroup_tiles > 0 ? kBlockWarpgroups * plan.warpgroup_tiles * kWarpgroupRows
+                                  : plan.warps * kWarpRows;
+}
+
+int Blocks(const MatmulLayout& layout, const MatmulPlan& plan, int64_t tokens) {
+  return CeilDivide(layout.rows, BlockRows(plan)) * CeilDivide(tokens, plan.token_tiles * 8) *
+         plan.parts;
+}
+
+// The largest blocks that fit.
+MatmulPlan LargestManyTokens(const MatmulLayout& layout, DType dtype, int64_t tokens,
+                             const MatmulLimits& limits) {
+  MatmulPlan plan;
+  plan.warps = kMostManyWarps;
+  plan.token_tiles = tokens > 64 ? 16 : 8;
+  plan.block_leaves = std::min(layout.leaves, kMostManyLeaves);
+  if (plan.token_tiles == 16 && ManyTokensSharedBytes(dtype, plan) > limits.shared_bytes) {
+    plan.token_tiles = 8;
+  }
+  while (plan.block_leaves > 1 && ManyTokensSharedBytes(dtype, plan) > limits.shared_bytes) {
+    plan.block_leaves /= 2;
+  }
+  plan.parts = layout.leaves / plan.block_leaves;
+  return plan;
+}
+
+// The same for warpgroups.
+MatmulPlan LargestWarpgroups(const MatmulLayout& layout) {
+  MatmulPlan plan;
+  plan.warps = kMostManyWarps;
+  plan.token_tiles = kWarpgroupTokens / 8;
+  plan.block_leaves = std::min(layout.leaves, kMostManyLeaves);
+  plan.parts = layout.leaves / plan.block_leaves;
+  // One level of the tree finds room beside the largest block.
+  plan.warpgroup_tiles = plan.block_leaves <= 2 ? 2 : 1;
+  return plan;
+}
+
+// Fewer tokens than half of a block's would leave most of the products unused.
+bool SuitsWarpgroups(const MatmulLayout& layout, int64_t tokens, const MatmulLimits& limits) {
+  return limits.warpgroups && tokens > kWarpgroupTokens / 2 &&
+         layout.leaf_columns % kStepColumns == 0;
+}
+
+MatmulPlan PlanManyTokens(const MatmulLayout& layout, DType dtype, int64_t tokens,
+                          const MatmulLimits& limits) {
+  MatmulPlan plan = SuitsWarpgroups(layout, tokens, limits)
+                        ? LargestWarpgroups(layout)
+                        : LargestManyTokens(layout, dtype, tokens, limits);
+  // Work for nearly every multiprocessor: from the leaves first, because smaller blocks read more.
+  const int wanted = limits.multiprocessors * 9 / 10;
+  while (Blocks(layout, plan, tokens) < wanted && plan.block_leaves > 1) {
+    plan.block_leaves /= 2;
+    plan.parts *= 2;
+  }
+  if (plan.warpgroup_tiles > 0) {
+    if (Blocks(layout, plan, tokens) < wanted) plan.warpgroup_tiles = 1;
+    plan.shared_bytes = WarpgroupsSharedBytes(plan);
+  } else {
+    while (Blocks(layout, plan, tokens) < wanted && plan.warps > kLeastManyWarps) {
+      plan.warps /= 2;
+    }
+    plan.shared_bytes = ManyTokensSharedBytes(dtype, plan);
+  }
+  MARCORO_CHECK(plan.shared_bytes <= limits.shared_bytes);
+  return plan;
+}
+
+}  // namespace
+
+MatmulPlan PlanMatmul(const WeightShape& shape, int64_t tokens, const MatmulLimits& limits) {
+  const MatmulLayout layout = MakeMatmulLayout(shape);
+  if (tokens <= kMostFewTokens) {
+    const MatmulPlan plan = BestFewTokens(layout, shape.dtype, static_cast<int>(tokens), limits);
+    if (plan.slots > 0) return plan;
+  }
+  return PlanManyTokens(layout, shape.dtype, tokens, limits);
+}
+
+size_t PlanScratchBytes(const MatmulPlan& plan, const WeightShape& shape, int64_t tokens) {
+  if (plan.parts == 1) return 0;
+  return sizeof(float) * static_cast<size_t>(plan.parts) * static_cast<size_t>(tokens) *
+         static_cast<size_t>(shape.rows);
+}
+
+void RunMatmul(Stream stream, const MatmulPlan& plan, const Tensor& x, const PackedWeight& weight,
+               const Tensor& out, void* scratch) {
+  MatmulOperands operands;
+  operands.weight = MakeWeightView(weight);
+  const MatmulLayout& layout = operands.weight.layout;
+  operands.x = {.data = x.Row<const uint16_t>(0),
+                .stride = x.stride,
+                .tokens = static_cast<int>(x.rows),
+                .vectors = HasVectors(x) && layout.leaf_columns % 8 == 0};
+  operands.block_leaves = plan.block_leaves;
+  const MatmulOutput whole = {.data = out.Row<float>(0), .stride = out.stride, .part_stride = 0};
+  operands.out = plan.parts == 1 ? whole
+                                 : MatmulOutput{.data = static_cast<float*>(scratch),
+                                                .stride = layout.rows,
+                                                .part_stride = x.rows * layout.rows};
+  if (plan.few_tokens) {
+    MultiplyFewTokens(stream, plan, weight.shape.dtype, operands);
+  } else if (plan.warpgroup_tiles > 0) {
+    MultiplyByWarpgroups(stream, plan, weight.shape.dtype, operands);
+  } else {
+    MultiplyManyTokens(stream, plan, weight.shape.dtype, operands);
+  }
+  if (plan.parts == 1) return;
+  SumParts(stream, operands.weight, operands.out, plan.parts, Log2(plan.block_leaves),
+           static_cast<int>(x.rows), whole);
+}
+
+size_t MatmulScratchBytes(const WeightShape& shape, int64_t tokens) {
+  const MatmulLayout layout = MakeMatmulLayout(shape);
+  if (layout.leaves == 1) return 0;
+  const MatmulLimits limits = DeviceMatmulLimits();
+  int64_t elements = layout.leaves * std::min<int64_t>(tokens, kMostFewTokens) * shape.rows;
+  // For warpgroups too: whether they are used may not be known yet.
+  for (const MatmulPlan& plan :
+       {LargestManyTokens(layout, shape.dtype, tokens, limits), LargestWarpgroups(layout)}) {
+    // PlanManyTokens makes more parts while it has less blocks than multiprocessors.
+    const int64_t most_elements =
+        int64_t{2} * limits.multiprocessors * BlockRows(plan) * plan.token_tiles * 8;
+    elements = std::max({elements, plan.parts > 1 ? plan.parts * tokens * shape.rows : 0,
+                         std::min(layout.leaves * tokens * shape.rows, most_elements)});
+  }
+  return sizeof(float) * static_cast<size_t>(elements);
+}
+
+void Matmul(Stream stream, const Tensor& x, const PackedWeight& weight, const Tensor& out,
+            void* scratch) {
+  if (x.rows == 0) return;
+  MatmulLimits limits = DeviceMatmulLimits();
+  limits.warpgroups = HasVectors(x) && MultipliesByWarpgroups(CurrentDevice());
+  RunMatmul(stream, PlanMatmul(weight.shape, x.rows, limits), x, weight, out, scratch);
+}
+
+}  // namespace marcoro::cuda

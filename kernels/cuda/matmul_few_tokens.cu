@@ -1,0 +1,345 @@
+// The product of at most 32 tokens: the time is that of reading the weights once.
+//
+// One block on each multiprocessor keeps its part of the activations in shared memory and walks
+// over tiles of 16 rows. A warp has one leaf of a tile. It copies its weights to a ring in shared
+// memory, 16 bytes a lane and 512 a warp, contiguous, and reads back only what its own lanes
+// copied, so that the stream of weights needs no barrier and runs on while the block sums: three
+// stages of up to 4 KB a warp are under way at any time (6 warps: 72 KB; 16 warps with stages of 2
+// KB: 96 KB; needed: 26 KB). Registers could not hold as much, and six scoreboards could not tell
+// it apart. A step of 512 bytes costs a warp about 45 instructions for up to 8 tokens; at full
+// bandwidth a multiprocessor has 110 issue slots for it. When a tile's leaves are done, their sums
+// go through shared memory in the order of the tree.
+//
+// Bank conflicts: none for weights (contiguous) and activations (rows 16 bytes apart modulo 128);
+// sums lie 20 floats apart, which puts a warp's stores in 32 banks.
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/cuda/device/async_copy.h"
+#include "kernels/cuda/device/dependent_launch.h"
+#include "kernels/cuda/matmul_fragments.h"
+#include "kernels/cuda/matmul_kernels.h"
+
+namespace marcoro::cuda {
+namespace {
+
+constexpr int kSumStride = kTileRows + 4;
+
+struct FewTokensWork {
+  MatmulOperands operands;
+  FewTokensMemory memory;
+  int slots = 0;
+  int stage_steps = 0;
+};
+
+// The tile that a slot of this block computes in an iteration.
+MARCORO_DEVICE int TileOf(const FewTokensWork& work, int iteration, int slot) {
+  return (iteration * work.slots + slot) * GridX() + BlockIndexX();
+}
+
+// The weights of a warp: its leaf of one tile after the other, in stages.
+template <DType kWeight>
+class WeightRing {
+ public:
+  MARCORO_DEVICE WeightRing(const FewTokensWork& work, int slot, int leaf)
+      : memory_(work.memory.ring, work.memory.end - work.memory.ring),
+        tiles_(work.operands.weight.layout.tiles),
+        leaf_steps_(work.operands.weight.layout.leaf_steps),
+        stage_steps_(work.stage_steps),
+        tile_(TileOf(work, 0, slot)),
+        tile_jump_(work.slots * GridX()),
+        tile_bytes_(work.operands.weight.layout.tile_bytes),
+        from_(work.operands.weight.tiles + tile_ * tile_bytes_ +
+              leaf * work.operands.weight.layout.leaf_bytes),
+        write_(Warp() * kRingStages * StageBytes()),
+        first_(write_) {}
+
+  // Begins to copy the next stage.
+  MARCORO_DEVICE void CopyStage() {
+    if (tile_ < tiles_) {
+      const int steps = stage_steps_ < leaf_steps_ - step_ ? stage_steps_ : leaf_steps_ - step_;
+      const char* from = from_ + step_ * StepBytes(kWeight);
+      for (int offset = Lane() * 16; offset < steps * StepBytes(kWeight);
+           offset += kWarpThreads * 16) {
+        CopyAsync16(memory_.Address(write_ + offset), from + offset);
+      }
+    }
+    CommitCopies();
+    write_ = Next(write_);
+    step_ += stage_steps_;
+    if (step_ < leaf_steps_) return;
+    step_ = 0;
+    tile_ += tile_jump_;
+    from_ += tile_jump_ * tile_bytes_;
+  }
+
+  MARCORO_DEVICE const SharedArray<char>& memory() const { return memory_; }
+  MARCORO_DEVICE int first() const { return first_; }
+  // Where the stage after the given one lies.
+  MARCORO_DEVICE int Next(int stage) const {
+    stage += StageBytes();
+    return stage == first_ + kRingStages * StageBytes() ? first_ : stage;
+  }
+
+ private:
+  MARCORO_DEVICE int StageBytes() const { return stage_steps_ * StepBytes(kWeight); }
+
+  SharedArray<char> memory_;
+  int tiles_;
+  int leaf_steps_;
+  int stage_steps_;
+  int tile_;
+  int tile_jump_;
+  int64_t tile_bytes_;
+  const char* from_;
+  int write_;
+  int first_;
+  int step_ = 0;  // of the next copy, in its leaf
+};
+
+// Copies this block's leaves of all tokens to shared memory, each padded with zeros to whole steps.
+MARCORO_DEVICE void StoreActivations(const FewTokensWork& work, const SharedArray<char>& memory) {
+  const ActivationView& x = work.operands.x;
+  const MatmulLayout& layout = work.operands.weight.layout;
+  const int leaf_units = layout.leaf_steps * (kStepColumns / 8);
+  const int units = work.operands.block_leaves * leaf_units;
+  const int first_column = BlockIndexY() * work.operands.block_leaves * layout.leaf_columns;
+  for (int token = 0; token < x.tokens; ++token) {
+    const uint16_t* row = x.data + token * x.stride + first_column;
+    for (int unit = ThreadIndex(); unit < units; unit += BlockThreads()) {
+      const int leaf = unit / leaf_units;
+      const int column = unit % leaf_units * 8;
+      memory.StoreAs(token * work.memory.token_bytes + unit * 16,
+                     LoadUnit(row + static_cast<int64_t>(leaf) * layout.leaf_columns + column,
+                              layout.leaf_columns - column, x.vectors));
+    }
+  }
+  if (ThreadIndex() == 0) memory.StoreAs(work.memory.zeros, Words4{});
+}
+
+// Where a lane finds its rows of B: its token's activations, or zeros that stay where they are.
+template <int kTokenTiles>
+struct ActivationCursor {
+  int offset[kTokenTiles];
+  int step_bytes[kTokenTiles];
+
+  MARCORO_DEVICE ActivationCursor(const FewTokensWork& work, int leaf) {
+    MARCORO_UNROLL_LOOP
+    for (int i = 0; i < kTokenTiles; ++i) {
+      const int token = i * 8 + Lane() % 8;
+      const bool valid = token < work.operands.x.tokens;
+      step_bytes[i] = valid ? kStepColumns * 2 : 0;
+      offset[i] = valid ? token * work.memory.token_bytes +
+                              leaf * work.operands.weight.layout.leaf_steps * kStepColumns * 2 +
+                              Lane() / 8 * 16
+                        : work.memory.zeros;
+    }
+  }
+};
+
+// What a step needs, as it lies in shared memory: loaded one step ahead of its use.
+template <DType kWeight, int kTokenTiles>
+struct StepOperands {
+  StepWeights<kWeight> weights;
+  uint32_t b[kTokenTiles][4];
+
+  MARCORO_DEVICE void Load(const SharedArray<char>& ring, int step,
+                           const SharedArray<char>& activations,
+                           ActivationCursor<kTokenTiles>& cursor) {
+    weights.Load(ring, step);
+    MARCORO_UNROLL_LOOP
+    for (int i = 0; i < kTokenTiles; ++i) {
+      LoadMatrices(b[i], activations.Address(cursor.offset[i]));
+      cursor.offset[i] += cursor.step_bytes[i];
+    }
+  }
+
+  MARCORO_DEVICE void Multiply(float (&sums)[kTokenTiles][4]) const {
+    uint32_t a[2][4];
+    weights.Unpack(a);
+    MARCORO_UNROLL_LOOP
+    for (int k = 0; k < 2; ++k) {
+      MARCORO_UNROLL_LOOP
+      for (int i = 0; i < kTokenTiles; ++i) {
+        const uint32_t half[2] = {b[i][2 * k], b[i][2 * k + 1]};
+        MultiplyMatrix(sums[i], a[k], half);
+      }
+    }
+  }
+};
+
+// sums += the product of the steps that begin at `step` in the ring.
+template <DType kWeight, int kTokenTiles>
+MARCORO_DEVICE void MultiplySteps(const SharedArray<char>& ring, int step, int steps,
+                                  const SharedArray<char>& activations,
+                                  ActivationCursor<kTokenTiles>& cursor,
+                                  float (&sums)[kTokenTiles][4]) {
+  StepOperands<kWeight, kTokenTiles> operands;
+  operands.Load(ring, step, activations, cursor);
+  for (int i = 1; i < steps; ++i) {
+    StepOperands<kWeight, kTokenTiles> next;
+    next.Load(ring, step + i * StepBytes(kWeight), activations, cursor);
+    operands.Multiply(sums);
+    operands = next;
+  }
+  operands.Multiply(sums);
+}
+
+// The warps' sums, [warp][token][row], and behind them the factors of the block's rows.
+template <int kTokenTiles>
+struct SumsInMemory {
+  static constexpr int kTokens = kTokenTiles * 8;
+  SharedArray<float> sums;
+  SharedArray<float> factors;
+
+  MARCORO_DEVICE explicit SumsInMemory(const FewTokensWork& work)
+      : sums(work.memory.sums, BlockThreads() / kWarpThreads * kTokens * kSumStride),
+        factors(work.memory.sums + BlockThreads() / kWarpThreads * kTokens * kSumStride * 4,
+                work.slots * kTileRows) {}
+
+  MARCORO_DEVICE void Store(const float (&c)[kTokenTiles][4]) const {
+    MARCORO_UNROLL_LOOP
+    for (int i = 0; i < kTokenTiles; ++i) {
+      MARCORO_UNROLL_LOOP
+      for (int j = 0; j < 4; ++j) {
+        const int token = i * 8 + Lane() % 4 * 2 + j % 2;
+        const int row = Lane() / 4 + j / 2 * 8;
+        sums.Store((Warp() * kTokens + token) * kSumStride + row, c[i][j]);
+      }
+    }
+  }
+
+  // Sums the leaves of an element of a slot's tile.
+  MARCORO_DEVICE float Sum(const FewTokensWork& work, int slot, int token, int row) const {
+    const int leaves = work.operands.block_leaves;
+    const int first = (slot * leaves * kTokens + token) * kSumStride + row;
+    const int scale_level = work.operands.weight.layout.scale_level;
+    const float factor = factors.Load(slot * kTileRows + row);
+    const auto load = [&](int leaf) { return sums.Load(first + leaf * kTokens * kSumStride); };
+    switch (leaves) {
+      case 1:
+        return SumTree<1>(0, scale_level, factor, load);
+      case 2:
+        return SumTree<2>(0, scale_level, factor, load);
+      case 4:
+        return SumTree<4>(0, scale_level, factor, load);
+      case 8:
+        return SumTree<8>(0, scale_level, factor, load);
+      default:
+        return SumTree<16>(0, scale_level, factor, load);
+    }
+  }
+
+  MARCORO_DEVICE void WriteOutput(const FewTokensWork& work, int iteration) const {
+    const MatmulOutput& out = work.operands.out;
+    float* part = out.data + BlockIndexY() * out.part_stride;
+    for (int i = ThreadIndex(); i < work.slots * kTokens * kTileRows; i += BlockThreads()) {
+      const int row = i % kTileRows;
+      const int token = i / kTileRows % kTokens;
+      const int slot = i / kTileRows / kTokens;
+      const int out_row = TileOf(work, iteration, slot) * kTileRows + row;
+      if (token >= work.operands.x.tokens || out_row >= work.operands.weight.layout.rows) continue;
+      part[token * out.stride + out_row] = Sum(work, slot, token, row);
+    }
+  }
+};
+
+template <DType kWeight, int kTokenTiles>
+MARCORO_KERNEL(kMostWarps* kWarpThreads, 1)
+FewTokensKernel(FewTokensWork work) {
+  LaunchDependents();
+  const MatmulLayout& layout = work.operands.weight.layout;
+  const int slot = Warp() / work.operands.block_leaves;
+  const int leaf = Warp() % work.operands.block_leaves;
+  WeightRing<kWeight> ring(work, slot, BlockIndexY() * work.operands.block_leaves + leaf);
+  for (int i = 0; i < kRingStages - 1; ++i) ring.CopyStage();
+
+  // Weights are under way while the kernel ahead ends: no kernel of a step writes them.
+  WaitForKernelAhead();
+  const SharedArray<char> activations(0, work.memory.zeros + 16);
+  StoreActivations(work, activations);
+  SyncBlock();
+
+  const SumsInMemory<kTokenTiles> memory(work);
+  const int iteration_tiles = work.slots * GridX();
+  int stage = ring.first();
+  for (int iteration = 0; iteration * iteration_tiles < layout.tiles; ++iteration) {
+    // Asked for early, looked at late.
+    RawFactor factor;
+    if (ThreadIndex() < work.slots * kTileRows) {
+      factor.Load(work.operands.weight,
+                  TileOf(work, iteration, ThreadIndex() / kTileRows) * kTileRows +
+                      ThreadIndex() % kTileRows);
+    }
+    const bool has_tile = TileOf(work, iteration, slot) < layout.tiles;
+    float sums[kTokenTiles][4] = {};
+    ActivationCursor<kTokenTiles> cursor(work, leaf);
+    for (int step = 0; step < layout.leaf_steps; step += work.stage_steps) {
+      WaitCopies<kRingStages - 2>();
+      ring.CopyStage();
+      const int left = layout.leaf_steps - step;
+      if (has_tile) {
+        MultiplySteps<kWeight>(ring.memory(), stage,
+                               left < work.stage_steps ? left : work.stage_steps, activations,
+                               cursor, sums);
+      }
+      stage = ring.Next(stage);
+    }
+    if (iteration > 0) SyncBlock();  // the sums before these have been read
+    memory.Store(sums);
+    if (ThreadIndex() < work.slots * kTileRows) memory.factors.Store(ThreadIndex(), factor.Value());
+    SyncBlock();
+    memory.WriteOutput(work, iteration);
+  }
+  WaitCopies<0>();
+}
+
+using Kernel = void (*)(FewTokensWork);
+
+template <DType kWeight>
+Kernel KernelFor(int token_tiles) {
+  switch (token_tiles) {
+    case 1:
+      return FewTokensKernel<kWeight, 1>;
+    case 2:
+      return FewTokensKernel<kWeight, 2>;
+    default:
+      MARCORO_CHECK(token_tiles == 4);
+      return FewTokensKernel<kWeight, 4>;
+  }
+}
+
+}  // namespace
+
+FewTokensMemory LayOutFewTokens(const MatmulLayout& layout, DType dtype, const MatmulPlan& plan,
+                                int tokens) {
+  FewTokensMemory memory;
+  const int warps = plan.slots * plan.block_leaves;
+  const int row_bytes = plan.block_leaves * layout.leaf_steps * kStepColumns * 2;
+  memory.token_bytes = (row_bytes + 127) / 128 * 128 + 16;
+  memory.zeros = tokens * memory.token_bytes;
+  memory.sums = memory.zeros + 16;
+  memory.ring = memory.sums + (warps * plan.token_tiles * 8 * kSumStride + plan.slots * kTileRows) *
+                                  static_cast<int>(sizeof(float));
+  memory.end = memory.ring + warps * kRingStages * plan.stage_steps * StepBytes(dtype);
+  return memory;
+}
+
+void MultiplyFewTokens(Stream stream, const MatmulPlan& plan, DType dtype,
+                       const MatmulOperands& operands) {
+  const FewTokensWork work = {
+      .operands = operands,
+      .memory = LayOutFewTokens(operands.weight.layout, dtype, plan, operands.x.tokens),
+      .slots = plan.slots,
+      .stage_steps = plan.stage_steps};
+  const LaunchShape shape = {.grid_x = plan.blocks,
+                             .grid_y = plan.parts,
+                             .threads = plan.slots * plan.block_leaves * kWarpThreads,
+                             .shared_bytes = work.memory.end,
+                             .overlaps_kernel_ahead = true};
+  const Kernel kernel = dtype == DType::kF8E4M3 ? KernelFor<DType::kF8E4M3>(plan.token_tiles)
+                                                : KernelFor<DType::kBF16>(plan.token_tiles);
+  Launch(stream, shape, kernel, work);
+}
+
+}  // namespace marcoro::cuda

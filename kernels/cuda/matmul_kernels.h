@@ -1,0 +1,74 @@
+// The parts of a matmul on the device, one file each.
+#pragma once
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/matmul_layout.h"
+#include "kernels/cuda/matmul_plan.h"
+
+namespace marcoro::cuda {
+
+// Element (token, row) of a part's sums is data[part * part_stride + token * stride + row].
+struct MatmulOutput {
+  float* data = nullptr;
+  int64_t stride = 0;
+  int64_t part_stride = 0;
+};
+
+// Rows of BF16. `vectors`: those of all leaves begin at multiples of 16 bytes.
+struct ActivationView {
+  const uint16_t* data = nullptr;
+  int64_t stride = 0;
+  int tokens = 0;
+  bool vectors = false;
+};
+
+struct MatmulOperands {
+  WeightView weight;
+  ActivationView x;
+  MatmulOutput out;
+  int block_leaves = 0;
+};
+
+// Stages of weights that a warp of the few tokens' kernel has in shared memory: all but one are
+// under way while it works on one.
+inline constexpr int kRingStages = 4;
+inline constexpr int kMostFewTokens = 32;
+inline constexpr int kMostWarps = 16;
+
+// Where the few tokens' kernel keeps what in shared memory, in bytes.
+struct FewTokensMemory {
+  int token_bytes = 0;  // from one token's activations to the next's
+  int zeros = 0;        // 16 bytes for tokens that there are not; before them the activations
+  int sums = 0;         // of the warps
+  int ring = 0;         // of weights
+  int end = 0;
+};
+FewTokensMemory LayOutFewTokens(const MatmulLayout& layout, DType dtype, const MatmulPlan& plan,
+                                int tokens);
+void MultiplyFewTokens(Stream stream, const MatmulPlan& plan, DType dtype,
+                       const MatmulOperands& operands);
+
+// Rows of a warp and tokens of a block of the many tokens' kernel.
+inline constexpr int kWarpRows = 32;
+inline constexpr int kMostManyWarps = 8;
+int ManyTokensSharedBytes(DType dtype, const MatmulPlan& plan);
+void MultiplyManyTokens(Stream stream, const MatmulPlan& plan, DType dtype,
+                        const MatmulOperands& operands);
+
+// The many tokens' kernel for warpgroups: those of a block that multiply, rows of a product of one,
+// and tokens of a block.
+inline constexpr int kBlockWarpgroups = 2;
+inline constexpr int kWarpgroupRows = 64;
+inline constexpr int kWarpgroupTokens = 128;
+int WarpgroupsSharedBytes(const MatmulPlan& plan);
+// `x` has vectors, and leaves are whole steps.
+void MultiplyByWarpgroups(Stream stream, const MatmulPlan& plan, DType dtype,
+                          const MatmulOperands& operands);
+// *there, in device memory, becomes 1 if the program holds that kernel for this GPU, else 0.
+void FindWarpgroups(Stream stream, int* there);
+
+// out = the tree over the parts, which are nodes of the given level.
+void SumParts(Stream stream, const WeightView& weight, const MatmulOutput& parts, int part_count,
+              int level, int tokens, const MatmulOutput& out);
+
+}  // namespace marcoro::cuda

@@ -1,0 +1,86 @@
+// The kernels of the CUDA backend, one launcher for each op. They take device memory only and
+// return when the launch is queued; shapes have been checked (cuda_backend.cc). Letters as in
+// kernels/backend.h. Every row of an op's output depends on that row's inputs only, bit for bit,
+// whatever T is.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/tensor.h"
+
+namespace marcoro::cuda {
+
+// The sequences of a step, in device memory. A step may have padding rows behind those of its
+// sequences, so that few shapes of steps exist; they belong to no sequence.
+struct DeviceStep {
+  int rows = 0;       // T, padding included
+  int sequences = 0;  // padding included: those have no tokens
+  // Of each row: its token, its position, its sequence. Padding: 0, -1, 0.
+  const int32_t* ids = nullptr;
+  const int32_t* positions = nullptr;
+  const int32_t* row_sequences = nullptr;
+  // Of each sequence, as in SequenceSpan, and where its block table begins in `blocks`.
+  const int32_t* first_rows = nullptr;
+  const int32_t* tokens = nullptr;
+  const int32_t* first_positions = nullptr;
+  const int32_t* first_blocks = nullptr;
+  const int32_t* blocks = nullptr;
+  // Bounds that launches are sized by: no sequence has more tokens in this step, and none of them
+  // a position at or beyond the context.
+  int most_tokens = 0;
+  int context = 0;
+};
+
+// *architecture, in device memory, becomes what the kernels were compiled for: 800 is sm_80, 0 the
+// emulator.
+void Architecture(Stream stream, int* architecture);
+
+// out (T, H) F32 = rows step.ids of table (V, H) BF16 or F32. A padding row becomes row 0's.
+void Embed(Stream stream, const DeviceStep& step, const Tensor& table, const Tensor& out);
+
+// out (T, H) BF16 = x / sqrt(mean(x²) + epsilon) * weight. x (T, H) F32, weight (H) F32. With a
+// delta (T, H) F32, x becomes x + delta first.
+void RmsNorm(Stream stream, const Tensor& x, const Tensor* delta, const float* weight,
+             float epsilon, const Tensor& out);
+
+// Bytes of a packed weight; packing from `source` (count, columns) in device memory, rows
+// [first_row, first_row + count), as Backend::PackWeight.
+size_t WeightBytes(const WeightShape& shape);
+void PackWeight(Stream stream, const PackedWeight& weight, int64_t first_row, int64_t count,
+                const void* source);
+// out (T, N) F32 = x (T, K) BF16 · weightᵀ as WeightShape says. `scratch` has MatmulScratchBytes of
+// the most tokens and the largest weight.
+size_t MatmulScratchBytes(const WeightShape& shape, int64_t tokens);
+void Matmul(Stream stream, const Tensor& x, const PackedWeight& weight, const Tensor& out,
+            void* scratch);
+
+// As Backend::RopeAndStoreKv; padding rows are left alone. Layout of the cache: kv_layout.h.
+void RopeAndStoreKv(Stream stream, const Tensor& qkv, const Tensor& rope,
+                    const AttentionShape& shape, const DeviceStep& step, const KvCacheLayer& cache,
+                    const Tensor& q);
+
+// The largest head dimension that the kernels take.
+inline constexpr int kMostHeadDim = 256;
+
+// As Backend::Attention; padding rows become 0. `scratch` has AttentionScratchBytes.
+size_t AttentionScratchBytes(const AttentionShape& shape, int64_t rows, int64_t context);
+void Attention(Stream stream, const Tensor& q, const AttentionShape& shape, const DeviceStep& step,
+               const KvCacheLayer& cache, const Tensor& out, void* scratch);
+
+// As Backend::SwiGlu.
+void SwiGlu(Stream stream, const Tensor& gate_up, const Tensor& out);
+
+// to (R, columns) = the given rows of from; both of one 2-byte type, indices in device memory.
+void GatherRows(Stream stream, const Tensor& from, const int32_t* rows, const Tensor& to);
+
+// One summary for each row of logits (R, V) F32; out in device memory. With `scratch`, of
+// SummarizeLogitsScratchBytes of the most rows, several multiprocessors share a row; the bits are
+// the same.
+size_t SummarizeLogitsScratchBytes(int64_t rows, int64_t columns);
+void SummarizeLogits(Stream stream, const Tensor& logits, LogitSummary* out,
+                     void* scratch = nullptr);
+
+}  // namespace marcoro::cuda

@@ -1,0 +1,165 @@
+// A block takes a row. Which thread adds which squares depends on the row's length only: thread t
+// takes elements [4 (t + 256 j), + 4) for j = 0, 1, …, one after the other, then the block adds up
+// its threads' sums in a butterfly and its warps' in order.
+//
+// Each element is read once: rows of up to 8192 stay in registers between the sum and the scaling,
+// with all loads of a thread, those of the weight included, under way before the first is used (at
+// H = 4096: 48 KB of a block). A decode step has as many blocks as tokens, so that its time is one
+// trip to memory, the reduction and one trip back.
+#include "kernels/cuda/device/numbers.h"
+#include "kernels/cuda/device/reduce.h"
+#include "kernels/cuda/device/shared_memory.h"
+#include "kernels/cuda/device/thread.h"
+#include "kernels/cuda/device/vectors.h"
+#include "kernels/cuda/ops.h"
+
+namespace marcoro::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kStep = kThreads * kVector;  // elements of a block at a time
+constexpr int kWarps = kThreads / kWarpThreads;
+
+struct RmsNormRows {
+  float* x;
+  int64_t x_stride;
+  const float* delta;  // null: nothing to add
+  int64_t delta_stride;
+  const float* weight;
+  float epsilon;
+  int columns;
+  uint16_t* out;
+  int64_t out_stride;
+  bool aligned;  // all rows, of all matrices
+};
+
+// The row that a block works on.
+struct RmsNormRow {
+  float* x;
+  const float* delta;
+  const float* weight;
+  uint16_t* out;
+  int columns;
+  bool aligned;
+};
+
+MARCORO_DEVICE RmsNormRow RowOfBlock(const RmsNormRows& rows) {
+  const int64_t row = BlockIndexX();
+  return {rows.x + row * rows.x_stride,
+          rows.delta == nullptr ? nullptr : rows.delta + row * rows.delta_stride,
+          rows.weight,
+          rows.out + row * rows.out_stride,
+          rows.columns,
+          rows.aligned};
+}
+
+MARCORO_DEVICE Float4 AddFour(const Float4& a, const Float4& b) {
+  Float4 sum;
+  MARCORO_UNROLL_LOOP
+  for (int i = 0; i < kVector; ++i) sum.value[i] = Add(a.value[i], b.value[i]);
+  return sum;
+}
+
+MARCORO_DEVICE float AddSquares(const Float4& x, float sum) {
+  MARCORO_UNROLL_LOOP
+  for (int i = 0; i < kVector; ++i) sum = MultiplyAdd(x.value[i], x.value[i], sum);
+  return sum;
+}
+
+// The factor of all elements, from each thread's part of the sum of squares.
+MARCORO_DEVICE float ScaleOf(float sum, const RmsNormRows& rows) {
+  const SharedArray<float> warp_sums(0, kWarps);
+  const float mean = Divide(SumOverBlock(sum, warp_sums), static_cast<float>(rows.columns));
+  return Divide(1.0f, SquareRoot(Add(mean, rows.epsilon)));
+}
+
+MARCORO_DEVICE void StoreScaled(const RmsNormRow& row, int i, const Float4& x, float scale,
+                                const Float4& weight) {
+  Float4 result;
+  MARCORO_UNROLL_LOOP
+  for (int e = 0; e < kVector; ++e) {
+    result.value[e] = Multiply(Multiply(x.value[e], scale), weight.value[e]);
+  }
+  StoreFourBf16(row.out + i, result, row.columns - i, row.aligned);
+}
+
+// Rows of up to kVectors * kStep elements.
+template <int kVectors>
+MARCORO_KERNEL(kThreads, 1)
+RmsNormKernel(RmsNormRows rows) {
+  const RmsNormRow row = RowOfBlock(rows);
+  const int first = ThreadIndex() * kVector;
+  Float4 x[kVectors];
+  Float4 weight[kVectors];
+  MARCORO_UNROLL_LOOP
+  for (int v = 0; v < kVectors; ++v) {
+    const int i = first + v * kStep;
+    x[v] = LoadFour(row.x + i, row.columns - i, row.aligned);
+    weight[v] = LoadFour(row.weight + i, row.columns - i, row.aligned);
+  }
+  if (row.delta != nullptr) {
+    MARCORO_UNROLL_LOOP
+    for (int v = 0; v < kVectors; ++v) {
+      const int i = first + v * kStep;
+      x[v] = AddFour(x[v], LoadFour(row.delta + i, row.columns - i, row.aligned));
+    }
+    MARCORO_UNROLL_LOOP
+    for (int v = 0; v < kVectors; ++v) {
+      const int i = first + v * kStep;
+      StoreFour(row.x + i, x[v], row.columns - i, row.aligned);
+    }
+  }
+  float sum = 0;
+  MARCORO_UNROLL_LOOP
+  for (int v = 0; v < kVectors; ++v) sum = AddSquares(x[v], sum);
+  const float scale = ScaleOf(sum, rows);
+  MARCORO_UNROLL_LOOP
+  for (int v = 0; v < kVectors; ++v) StoreScaled(row, first + v * kStep, x[v], scale, weight[v]);
+}
+
+// Longer rows are read twice; each thread reads again what it wrote itself.
+MARCORO_KERNEL(kThreads, 1) RmsNormLongKernel(RmsNormRows rows) {
+  const RmsNormRow row = RowOfBlock(rows);
+  float sum = 0;
+  for (int i = ThreadIndex() * kVector; i < row.columns; i += kStep) {
+    Float4 x = LoadFour(row.x + i, row.columns - i, row.aligned);
+    if (row.delta != nullptr) {
+      x = AddFour(x, LoadFour(row.delta + i, row.columns - i, row.aligned));
+      StoreFour(row.x + i, x, row.columns - i, row.aligned);
+    }
+    sum = AddSquares(x, sum);
+  }
+  const float scale = ScaleOf(sum, rows);
+  for (int i = ThreadIndex() * kVector; i < row.columns; i += kStep) {
+    StoreScaled(row, i, LoadFour(row.x + i, row.columns - i, row.aligned), scale,
+                LoadFour(row.weight + i, row.columns - i, row.aligned));
+  }
+}
+
+}  // namespace
+
+void RmsNorm(Stream stream, const Tensor& x, const Tensor* delta, const float* weight,
+             float epsilon, const Tensor& out) {
+  const RmsNormRows rows = {
+      .x = x.Row<float>(0),
+      .x_stride = x.stride,
+      .delta = delta == nullptr ? nullptr : delta->Row<float>(0),
+      .delta_stride = delta == nullptr ? 0 : delta->stride,
+      .weight = weight,
+      .epsilon = epsilon,
+      .columns = static_cast<int>(x.columns),
+      .out = out.Row<uint16_t>(0),
+      .out_stride = out.stride,
+      .aligned = RowsAreAligned(x.data, x.stride, sizeof(float)) &&
+                 (delta == nullptr || RowsAreAligned(delta->data, delta->stride, sizeof(float))) &&
+                 RowsAreAligned(weight, 0, sizeof(float)) &&
+                 RowsAreAligned(out.data, out.stride, sizeof(uint16_t))};
+  const LaunchShape shape = {.grid_x = static_cast<int>(x.rows),
+                             .threads = kThreads,
+                             .shared_bytes = kWarps * static_cast<int>(sizeof(float))};
+  if (x.columns <= 4 * kStep) return Launch(stream, shape, RmsNormKernel<4>, rows);
+  if (x.columns <= 8 * kStep) return Launch(stream, shape, RmsNormKernel<8>, rows);
+  Launch(stream, shape, RmsNormLongKernel, rows);
+}
+
+}  // namespace marcoro::cuda

@@ -1,0 +1,44 @@
+// Carries what a step's ops need to know of its rows and sequences to the device, in one copy from
+// pinned memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/ops.h"
+
+namespace marcoro::cuda {
+
+class StepUpload {
+ public:
+  // Bytes for any step within the limits, and room for them.
+  static size_t Bytes(const StepLimits& limits);
+  absl::Status Reserve(Stream stream, const StepLimits& limits);
+
+  // Queues the copy. Rows that belong to no sequence are padding. The step must be one that
+  // Backend's ops would take.
+  absl::Status Begin(Stream stream, const StepInput& input);
+  // All that was queued on the stream has happened: the pinned memory is free again.
+  void NoteSynchronized() { copying_ = false; }
+
+  // Of the step that began last.
+  const DeviceStep& step() const { return step_; }
+  const int32_t* logit_rows() const { return logit_rows_; }
+
+ private:
+  // Numbers (int32) that a step takes.
+  static size_t Count(size_t rows, size_t sequences, size_t logit_rows, size_t blocks);
+  absl::Status ReserveCount(Stream stream, size_t count);
+
+  GrowingMemory pinned_{MemoryKind::kPinned};
+  GrowingMemory device_{MemoryKind::kDevice};
+  bool copying_ = false;  // the pinned memory may still be read
+  DeviceStep step_;
+  const int32_t* logit_rows_ = nullptr;
+};
+
+}  // namespace marcoro::cuda

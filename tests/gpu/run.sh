@@ -1,0 +1,306 @@
+#!/usr/bin/env bash
+# Proves the CUDA side on a GPU box: run it from the folder that pack.sh made. No network, less than nine minutes.
+#
+#   run.sh [--output DIR] [--parts LETTERS] [--seed N] [--old-glibc]
+#
+#   a  every op against the reference: ragged sizes, poisoned memory, random data
+#   b  logits of whole models against those of an independent implementation
+#   c  a token never changes, whatever surrounds it
+#   d  two and four ranks that share the GPU give the bits of one
+#   e  end to end over gRPC, workers that die included
+#   f  the op tests under compute-sanitizer
+#   g  the speed of every op and of the server
+#
+# Each part has its own time; one that fails does not keep the others from running. Prints one table and writes results.json and
+# each program's output to --output (results beside this script). Leaves with 0 if nothing failed, 1 if something did, 2 for wrong
+# arguments, 3 without a GPU. --seed repeats a run's random data and mixes, --old-glibc runs as on a box whose glibc is too old.
+set -euo pipefail
+folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$folder"  # the programs look for tests/data here
+
+output=$folder/results parts=abcdefg seed=$((RANDOM * 32768 + RANDOM)) old=no
+declare -rA what=([a]='ops against the reference' [b]='logits of whole models' [c]='a token never changes' [d]='tp 2 and 4 on one GPU'
+  [e]='end to end over gRPC' [f]='compute-sanitizer' [g]='speed')
+declare -rA seconds_of=([a]=100 [b]=30 [c]=50 [d]=60 [e]=70 [f]=100 [g]=110)
+total_seconds=${MARCORO_PROOF_SECONDS:-525}  # of all parts together, whatever each of them may take
+
+usage() {
+  echo 'usage: run.sh [--output DIR] [--parts LETTERS of abcdefg] [--seed N] [--old-glibc]' >&2
+  exit 2
+}
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --old-glibc) old=yes ;;
+    --output | --parts | --seed)
+      [ $# -ge 2 ] || usage
+      case "$1" in
+        --output) output=$2 ;;
+        --parts) parts=$2 ;;
+        --seed) seed=$2 ;;
+      esac
+      shift
+      ;;
+    *) usage ;;
+  esac
+  shift
+done
+[[ "$parts" =~ ^[a-g]+$ && "$seed" =~ ^[0-9]+$ ]] || usage
+[ -f pack.txt ] || { echo 'run.sh: this folder was not made by pack.sh' >&2; exit 2; }
+mkdir -p "$output"
+output=$(cd "$output" && pwd)
+rm -f "$output"/*.log "$output"/*.json
+
+packed() { sed -n "s/^$1=//p" pack.txt; }
+
+# The folders of CUDA's libraries that are not in the linker's own list: NCCL of a Python package, a driver that a container mounts.
+box_libraries() {
+  local file
+  for file in /usr/local/nvidia/lib64/libcuda.so.1 /usr/lib/wsl/lib/libcuda.so.1 {/usr/lib,/usr/local}/python3*/*-packages/nvidia/nccl/lib/libnccl.so.2 \
+    /opt/*/lib/python3*/site-packages/nvidia/nccl/lib/libnccl.so.2 /opt/*/.venv/lib/python3*/site-packages/nvidia/nccl/lib/libnccl.so.2 \
+    "${VIRTUAL_ENV:-/nonexistent}"/lib/python3*/site-packages/nvidia/nccl/lib/libnccl.so.2 \
+    "$HOME"/.local/lib/python3*/site-packages/nvidia/nccl/lib/libnccl.so.2 /usr/local/cuda/lib64/libnccl.so.2; do
+    [ ! -e "$file" ] || dirname "$file"
+  done | sort -u | paste -s -d :
+}
+export MARCORO_BOX_LIBRARIES
+MARCORO_BOX_LIBRARIES=$(box_libraries)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+MARCORO_BOX_LIBRARIES=${MARCORO_BOX_LIBRARIES#:}
+
+# A box with an older glibc runs the programs with the one that was packed.
+glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | sed 's/^glibc //' || true)
+printf '%s\n' "$(packed glibc)" "${glibc:-0}" | sort -V -C || old=yes
+programs=$folder/bin
+[ "$old" = no ] || programs=$folder/old
+export MARCORO_BIN_DIR=$programs MARCORO_TEST_SEED=$seed
+
+# our_command NAME ARGUMENT…: sets `command` to what runs one of the programs. The libraries are for it alone: the box's own programs
+# have theirs.
+our_command() {
+  command=("$programs/$1" "${@:2}")
+  [ "$old" = yes ] || command=(env "LD_LIBRARY_PATH=$folder/lib${MARCORO_BOX_LIBRARIES:+:$MARCORO_BOX_LIBRARIES}" "${command[@]}")
+}
+
+declare -a command
+our_command kernels_bench --device
+if ! device=$(timeout 60 "${command[@]}" 2>"$output/device.log"); then
+  echo "run.sh: nothing can be proved here: $(tail -n 1 "$output/device.log")"
+  exit 3
+fi
+
+json_text() {
+  local text=$1
+  text=${text//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//$'\n'/ }
+  text=${text//$'\t'/ }
+  printf '"%s"' "$(tr -d '\000-\037' <<<"$text")"
+}
+
+seconds_left() {
+  local -r part_left=$((part_end - SECONDS)) all_left=$((total_seconds - SECONDS))
+  echo $((part_left < all_left ? part_left : all_left))
+}
+
+# Keeps a step's result: name, passed, failed, out of time or not run, seconds, what there is to say.
+declare -a step_json=() part_json=() table=()
+declare -a results=() said=()  # of the part that runs
+note_step() {
+  step_json+=("$(printf '{"name": %s, "result": "%s", "seconds": %d, "detail": %s}' "$(json_text "$1")" "$2" "$3" "$(json_text "$4")")")
+  results+=("$2")
+  [ "$2" = passed ] || said+=("$1: $2${4:+ ($4)}")
+}
+
+# What a test program says of itself, from its output: its counts, or the first tests that failed, or its last words.
+summary_of() {
+  local failed passed
+  failed=$(sed -nE 's/^\[  FAILED  \] ([^ ]+\.[^ ,]+).*/\1/p' "$1" | sort -u | head -n 3 | paste -s -d ' ')
+  passed=$(sed -nE 's/^\[  PASSED  \] ([0-9]+) tests?\..*/\1/p' "$1" | tail -n 1)
+  if [ -n "$failed" ]; then echo "$failed"; elif [ -n "$passed" ]; then echo "$passed tests"; else tail -n 1 "$1" | cut -c 1-200; fi
+}
+
+# step NAME: runs `command` for as long as is left. A test program that ran no test has failed.
+step() {
+  local -r name=$1 begin=$SECONDS
+  local limit
+  limit=$(seconds_left)
+  if [ "$limit" -le 0 ]; then
+    note_step "$name" 'not run' 0 'no time left'
+    return
+  fi
+  local -r log=$output/$name.log
+  local code=0 result=passed
+  timeout --kill-after=5 "$limit" "${command[@]}" >"$log" 2>&1 </dev/null || code=$?
+  case $code in
+    0) ! grep -qE '^\[  PASSED  \] 0 tests' "$log" || result=failed ;;
+    124 | 137) result='out of time' ;;
+    *)
+      result=failed
+      # NCCL, say.
+      ! grep -q 'error while loading shared libraries' "$log" || result='not run'
+      ;;
+  esac
+  note_step "$name" "$result" $((SECONDS - begin)) "$(summary_of "$log")"
+}
+
+# our_step NAME PROGRAM ARGUMENT…
+our_step() {
+  our_command "${@:2}"
+  step "$1"
+}
+
+op_tests() { (cd bin && printf '%s\n' cuda_*_gpu_test); }
+
+part_a() {
+  local program
+  for program in $(op_tests); do our_step "$program" "$program"; done
+  our_step kernels_test kernels_test '--gtest_filter=*cuda*'
+  our_step matmul_test matmul_test '--gtest_filter=*cuda*'
+}
+
+part_b() { our_step gpu_model_test gpu_model_test '--gtest_filter=*Bf16*:*Greedy*'; }
+
+part_c() { our_step gpu_determinism_test gpu_determinism_test '--gtest_filter=*cuda_tp1*'; }
+
+part_d() {
+  our_step gpu_determinism_test_ranks gpu_determinism_test '--gtest_filter=*cuda_tp*-*cuda_tp1*'
+  our_step gpu_serve_test_ranks gpu_serve_test '--gtest_filter=TensorParallel*'
+}
+
+part_e() { our_step gpu_serve_test gpu_serve_test '--gtest_filter=-TensorParallel*'; }
+
+part_f() {
+  local sanitizer program tool
+  sanitizer=$(type -P compute-sanitizer || compgen -G '/usr/local/cuda*/bin/compute-sanitizer' || true)
+  sanitizer=${sanitizer%%$'\n'*}
+  if [ -z "$sanitizer" ]; then
+    note_step compute-sanitizer 'not run' 0 'this box has no compute-sanitizer'
+    return
+  fi
+  for tool in memcheck racecheck; do
+    for program in $(op_tests); do
+      our_command "$program"
+      command=("$sanitizer" "--tool=$tool" --error-exitcode=86 --target-processes=all "${command[@]}")
+      step "${tool}_$program"
+    done
+  done
+}
+
+part_g() {
+  our_step kernels_bench kernels_bench --backend=cuda --json_file="$output/kernels_bench.json"
+  serve_7b || return 0
+  local batch
+  local -r load=(marcoro bench "--address=127.0.0.1:$port" --temperature=0 --warmup=1)
+  for batch in 1 8 32; do
+    our_step "decode_batch_$batch" "${load[@]}" --prompt-tokens=32 --output-tokens=192 --concurrency="$batch" \
+      --requests="$((2 * batch))" --json="$output/decode_batch_$batch.json"
+  done
+  our_step prefill_2048 "${load[@]}" --prompt-tokens=2048 --output-tokens=1 --concurrency=1 --requests=20 \
+    --json="$output/prefill_2048.json"
+  stop_server
+}
+
+# Starts a server of the 7B shape with random weights on $port.
+serve_7b() {
+  local -r begin=$SECONDS log=$output/serve_7b.log
+  local limit
+  limit=$(seconds_left)
+  if [ "$limit" -le 0 ]; then
+    note_step serve_7b 'not run' 0 'no time left'
+    return 1
+  fi
+  port=$((20000 + RANDOM % 10000))
+  our_command marcoro serve --model=tests/data/mistral-7b --load-format=random --backend=cuda --context-length=4096 \
+    --no-prefix-cache "--listen=127.0.0.1:$port" --metrics=
+  timeout --kill-after=5 "$limit" "${command[@]}" >"$log" 2>&1 </dev/null &
+  server=$!
+  until grep -q 'ready:' "$log"; do
+    if ! kill -0 "$server" 2>/dev/null; then
+      stop_server
+      note_step serve_7b failed $((SECONDS - begin)) "$(tail -n 1 "$log" | cut -c 1-200)"
+      return 1
+    fi
+    sleep 0.2
+  done
+  note_step serve_7b passed $((SECONDS - begin)) 'random weights'
+}
+
+# The server ends with this script, too.
+server=''
+stop_server() {
+  if [ -z "$server" ]; then return; fi
+  kill -TERM "$server" 2>/dev/null || true
+  wait "$server" 2>/dev/null || true
+  server=''
+}
+trap 'stop_server' EXIT
+
+# The worst of a part's steps is the part's result.
+worst() {
+  local result
+  for result in failed 'out of time' 'not run'; do
+    if printf '%s\n' "${results[@]}" | grep -qx "$result"; then
+      echo "$result"
+      return
+    fi
+  done
+  echo passed
+}
+
+run_part() {
+  local -r part=$1 begin=$SECONDS
+  results=() said=()
+  part_end=$((SECONDS + seconds_of[$part]))
+  step_json=()
+  case $part in
+    a) part_a ;;
+    b) part_b ;;
+    c) part_c ;;
+    d) part_d ;;
+    e) part_e ;;
+    f) part_f ;;
+    g) part_g ;;
+  esac
+  local -r result=$(worst) seconds=$((SECONDS - begin))
+  local detail
+  detail="${#results[@]} steps"
+  if [ "${#said[@]}" -gt 0 ]; then detail=$(printf '%s; ' "${said[@]}" | cut -c 1-300); fi
+  detail=${detail%; }
+  part_json+=("$(printf '{"part": "%s", "name": %s, "result": "%s", "seconds": %d, "steps": [\n      %s]}' "$part" \
+    "$(json_text "${what[$part]}")" "$result" "$seconds" "$(join_lines "${step_json[@]}")")")
+  table+=("$(printf '%-2s %-28s %-12s %5d s  %s' "$part" "${what[$part]}" "$result" "$seconds" "$detail")")
+  printf '%s\n' "${table[-1]}" >&2
+  case $result in failed | 'out of time') exit_code=1 ;; esac
+}
+
+join_lines() {
+  local -r first=$1
+  shift
+  printf '%s' "$first"
+  [ $# -eq 0 ] || printf ',\n      %s' "$@"
+}
+
+# The reports that programs wrote, as members of one object.
+measurements_json() {
+  local name separator=''
+  for name in kernels_bench decode_batch_1 decode_batch_8 decode_batch_32 prefill_2048; do
+    if [ ! -s "$output/$name.json" ]; then continue; fi
+    printf '%s"%s": %s' "$separator" "$name" "$(cat "$output/$name.json")"
+    separator=', '
+  done
+}
+
+exit_code=0 port=0 part_end=0
+for ((i = 0; i < ${#parts}; ++i)); do run_part "${parts:i:1}"; done
+
+{
+  printf '{\n  "date": "%s",\n  "device": %s,\n  "commit": %s,\n  "architectures": %s,\n  "glibc": %s,\n  "seed": %s,\n  "seconds": %d,\n' \
+    "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$device" "$(json_text "$(packed commit)")" "$(json_text "$(packed architectures)")" \
+    "$(json_text "${glibc:-unknown}$([ "$old" = no ] || echo ', too old: the packed one was used')")" "$seed" "$SECONDS"
+  printf '  "parts": [\n    %s],\n  "measurements": {%s}\n}\n' "$(join_lines "${part_json[@]}")" "$(measurements_json)"
+} >"$output/results.json"
+
+printf '\n%s\nseed %s, %d s\n\n' "$device" "$seed" "$SECONDS"
+printf '%s\n' "${table[@]}"
+if [ -s "$output/kernels_bench.json" ]; then printf '\n' && cat "$output/kernels_bench.log"; fi
+printf '\n%s\n' "$output/results.json"
+exit "$exit_code"

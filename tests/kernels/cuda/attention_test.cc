@@ -1,0 +1,420 @@
+// Attention over a cache that is given, whoever computed it: which of the kernels takes a query, in
+// which company, must not show in its bits.
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/cuda/kv_layout.h"
+#include "kernels/cuda/ops.h"
+#include "tests/kernels/compare.h"
+#include "tests/kernels/cuda/device_matrix.h"
+
+namespace marcoro::cuda {
+namespace {
+
+// Large enough for every normally distributed value in these tests.
+constexpr float kLargestValue = 5;
+
+// Sequences whose queries, keys and values are known in full; their rows lie one after the other.
+struct Problem {
+  Problem(const AttentionShape& shape_in, std::vector<int32_t> lengths_in, uint32_t seed = 1)
+      : shape(shape_in),
+        lengths(std::move(lengths_in)),
+        q(DType::kBF16, Total(), int64_t{shape.heads} * shape.head_dim),
+        k(DType::kBF16, Total(), int64_t{shape.kv_heads} * shape.head_dim),
+        v(DType::kBF16, Total(), int64_t{shape.kv_heads} * shape.head_dim) {
+    q.FillNormal(seed);
+    k.FillNormal(seed + 1);
+    v.FillNormal(seed + 2);
+  }
+  int64_t Total() const { return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}); }
+  int64_t RowOf(int32_t sequence, int32_t position) const {
+    return std::accumulate(lengths.begin(), lengths.begin() + sequence, int64_t{position});
+  }
+
+  AttentionShape shape;
+  std::vector<int32_t> lengths;
+  Matrix q;
+  Matrix k;
+  Matrix v;
+};
+
+// Positions [begin, begin + tokens) of a sequence.
+struct Chunk {
+  int32_t sequence;
+  int32_t begin;
+  int32_t tokens;
+};
+
+struct Step {
+  std::vector<Chunk> chunks;
+  int padding_rows = 0;
+  int padding_sequences = 0;
+  int32_t context = 0;      // 0: as short as the chunks allow
+  int32_t most_tokens = 0;  // likewise
+  uint32_t block_seed = 1;  // which blocks of the cache the sequences get
+};
+
+Step Whole(const Problem& problem) {
+  Step step;
+  for (int32_t s = 0; s < static_cast<int32_t>(problem.lengths.size()); ++s) {
+    step.chunks.push_back({s, 0, problem.lengths[s]});
+  }
+  return step;
+}
+
+// The cache as it is when the chunks' keys and values were just written: NaN where nothing was.
+struct Cache {
+  Matrix blocks;
+  std::vector<int32_t> table;         // of all chunks
+  std::vector<int32_t> first_blocks;  // of each chunk
+};
+
+Cache FillCache(const Problem& problem, const Step& step) {
+  const AttentionShape& shape = problem.shape;
+  std::vector<int32_t> first_blocks;
+  int32_t used = 0;
+  for (const Chunk& chunk : step.chunks) {
+    first_blocks.push_back(used);
+    used += (chunk.begin + chunk.tokens + kBlockTokens - 1) / kBlockTokens;
+  }
+  std::vector<int32_t> table(used + 3);
+  std::iota(table.begin(), table.end(), 0);
+  std::shuffle(table.begin(), table.end(), std::mt19937(step.block_seed));
+  Cache cache = {Matrix(DType::kBF16, used + 3, BlockElements(shape.kv_heads, shape.head_dim)),
+                 std::move(table), std::move(first_blocks)};
+  cache.table.resize(used);
+  for (size_t i = 0; i < step.chunks.size(); ++i) {
+    const Chunk& chunk = step.chunks[i];
+    for (int32_t p = 0; p < chunk.begin + chunk.tokens; ++p) {
+      const int32_t block = cache.table[cache.first_blocks[i] + p / kBlockTokens];
+      const int64_t row = problem.RowOf(chunk.sequence, p);
+      for (int64_t c = 0; c < problem.k.columns(); ++c) {
+        const int64_t at = c / shape.head_dim * HeadElements(shape.head_dim) +
+                           p % kBlockTokens * shape.head_dim + c % shape.head_dim;
+        cache.blocks.Set(block, at, problem.k.At(row, c));
+        cache.blocks.Set(block, at + KeyElements(shape.head_dim), problem.v.At(row, c));
+      }
+    }
+  }
+  return cache;
+}
+
+// The step's arrays on the device.
+struct StepArrays {
+  DeviceArray<int32_t> positions, row_sequences, first_rows, tokens, first_positions, first_blocks,
+      blocks;
+  DeviceStep view;
+};
+
+StepArrays Upload(const Step& step, const Cache& cache) {
+  std::vector<int32_t> positions, row_sequences, first_rows, tokens, first_positions;
+  DeviceStep view;
+  for (const Chunk& chunk : step.chunks) {
+    first_rows.push_back(static_cast<int32_t>(positions.size()));
+    tokens.push_back(chunk.tokens);
+    first_positions.push_back(chunk.begin);
+    for (int32_t t = 0; t < chunk.tokens; ++t) {
+      positions.push_back(chunk.begin + t);
+      row_sequences.push_back(static_cast<int32_t>(tokens.size()) - 1);
+    }
+    view.most_tokens = std::max({view.most_tokens, chunk.tokens, step.most_tokens});
+    view.context = std::max({view.context, chunk.begin + chunk.tokens, step.context});
+  }
+  std::vector<int32_t> first_blocks = cache.first_blocks;
+  for (int i = 0; i < step.padding_sequences; ++i) {
+    for (std::vector<int32_t>* array : {&first_rows, &tokens, &first_positions, &first_blocks}) {
+      array->push_back(0);
+    }
+  }
+  positions.resize(positions.size() + step.padding_rows, -1);
+  row_sequences.resize(positions.size(), 0);
+  const auto upload = [](const std::vector<int32_t>& values) {
+    return DeviceArray<int32_t>(absl::MakeConstSpan(values));
+  };
+  StepArrays arrays = {
+      upload(positions),       upload(row_sequences), upload(first_rows),  upload(tokens),
+      upload(first_positions), upload(first_blocks),  upload(cache.table), view};
+  arrays.view.rows = static_cast<int>(positions.size());
+  arrays.view.sequences = static_cast<int>(tokens.size());
+  arrays.view.positions = arrays.positions.data();
+  arrays.view.row_sequences = arrays.row_sequences.data();
+  arrays.view.first_rows = arrays.first_rows.data();
+  arrays.view.tokens = arrays.tokens.data();
+  arrays.view.first_positions = arrays.first_positions.data();
+  arrays.view.first_blocks = arrays.first_blocks.data();
+  arrays.view.blocks = arrays.blocks.data();
+  return arrays;
+}
+
+// The output of the step's chunks, row by row, then of its padding.
+Matrix Attend(const Problem& problem, const Step& step) {
+  const Cache cache = FillCache(problem, step);
+  const StepArrays arrays = Upload(step, cache);
+  Matrix q(DType::kBF16, arrays.view.rows, problem.q.columns(), 2);
+  int64_t row = 0;
+  for (const Chunk& chunk : step.chunks) {
+    for (int32_t t = 0; t < chunk.tokens; ++t, ++row) {
+      q.CopyRow(row, problem.q, problem.RowOf(chunk.sequence, chunk.begin + t));
+    }
+  }
+  const DeviceMatrix device_q(q);
+  const DeviceMatrix device_cache(cache.blocks);
+  const DeviceMatrix out(Matrix(DType::kBF16, arrays.view.rows, problem.q.columns(), 4));
+  const DeviceArray<uint8_t> scratch(
+      AttentionScratchBytes(problem.shape, arrays.view.rows, arrays.view.context));
+  Attention(TestStream(), device_q.view(), problem.shape, arrays.view,
+            {.data = device_cache.view().data,
+             .blocks = static_cast<int32_t>(cache.blocks.rows()),
+             .kv_heads = problem.shape.kv_heads,
+             .head_dim = problem.shape.head_dim},
+            out.view(), scratch.data());
+  Matrix result = out.ToHost();
+  EXPECT_TRUE(result.PaddingIsIntact());
+  return result;
+}
+
+// Rows of `whole`, the output of everything, that a step computes.
+Matrix RowsOf(const Problem& problem, const Matrix& whole, const Step& step) {
+  int64_t rows = 0;
+  for (const Chunk& chunk : step.chunks) rows += chunk.tokens;
+  Matrix result(DType::kBF16, rows, whole.columns());
+  int64_t row = 0;
+  for (const Chunk& chunk : step.chunks) {
+    for (int32_t t = 0; t < chunk.tokens; ++t) {
+      result.CopyRow(row++, whole, problem.RowOf(chunk.sequence, chunk.begin + t));
+    }
+  }
+  return result;
+}
+
+// softmax(q kᵀ / sqrt(D)) v of one head of one token, in double.
+std::vector<double> ExactHead(const Problem& problem, int32_t sequence, int32_t position,
+                              int head) {
+  const AttentionShape& shape = problem.shape;
+  const int64_t query = int64_t{head} * shape.head_dim;
+  const int64_t column = int64_t{head / (shape.heads / shape.kv_heads)} * shape.head_dim;
+  const int32_t first = shape.window > 0 ? std::max(0, position - shape.window + 1) : 0;
+  std::vector<double> scores;
+  for (int32_t p = first; p <= position; ++p) {
+    double dot = 0;
+    for (int i = 0; i < shape.head_dim; ++i) {
+      dot += double{problem.q.At(problem.RowOf(sequence, position), query + i)} *
+             problem.k.At(problem.RowOf(sequence, p), column + i);
+    }
+    scores.push_back(dot / std::sqrt(double(shape.head_dim)));
+  }
+  const double max = *std::max_element(scores.begin(), scores.end());
+  double total = 0;
+  std::vector<double> result(shape.head_dim, 0.0);
+  for (int32_t p = first; p <= position; ++p) {
+    const double weight = std::exp(scores[p - first] - max);
+    total += weight;
+    for (int i = 0; i < shape.head_dim; ++i) {
+      result[i] += weight * problem.v.At(problem.RowOf(sequence, p), column + i);
+    }
+  }
+  for (double& element : result) element /= total;
+  return result;
+}
+
+Matrix Exact(const Problem& problem) {
+  Matrix result(DType::kF32, problem.q.rows(), problem.q.columns());
+  for (int32_t s = 0; s < static_cast<int32_t>(problem.lengths.size()); ++s) {
+    for (int32_t p = 0; p < problem.lengths[s]; ++p) {
+      for (int h = 0; h < problem.shape.heads; ++h) {
+        const std::vector<double> head = ExactHead(problem, s, p, h);
+        for (int i = 0; i < problem.shape.head_dim; ++i) {
+          result.Set(problem.RowOf(s, p), int64_t{h} * problem.shape.head_dim + i,
+                     static_cast<float>(head[i]));
+        }
+      }
+    }
+  }
+  return result;
+}
+
+double RmsError(const Matrix& expected, const Matrix& actual) {
+  double sum = 0;
+  for (int64_t r = 0; r < expected.rows(); ++r) {
+    for (int64_t c = 0; c < expected.columns(); ++c) {
+      sum += std::pow(double{actual.At(r, c)} - expected.At(r, c), 2);
+    }
+  }
+  return std::sqrt(sum / static_cast<double>(expected.rows() * expected.columns()));
+}
+
+struct ShapeCase {
+  std::string name;
+  AttentionShape shape;
+};
+
+class CudaAttentionTest : public ::testing::TestWithParam<ShapeCase> {
+ protected:
+  const AttentionShape& shape() const { return GetParam().shape; }
+};
+
+TEST_P(CudaAttentionTest, AgreesWithTheFormula) {
+  const Problem problem(shape(), {1, 16, 17, 65, 150});
+  EXPECT_TRUE(Near(Exact(problem), Attend(problem, Whole(problem)), kBf16Ulp,
+                   kBf16HalfUlp * kLargestValue));
+}
+
+// Chunks of every length begin and end beside the edges of 16s, of tiles and of splits.
+TEST_P(CudaAttentionTest, BitsDoNotDependOnChunksOrCompany) {
+  const Problem problem(shape(), {330, 40, 300});
+  const Matrix whole = Attend(problem, Whole(problem));
+  const std::vector<Step> steps = {
+      {{{0, 0, 1}, {1, 39, 1}, {2, 299, 1}}},
+      {{{0, 255, 1}}},
+      {{{0, 256, 1}}},
+      {{{2, 257, 1}, {0, 63, 1}, {1, 15, 1}, {0, 64, 1}}},
+      {{{0, 253, 5}, {1, 0, 40}}},
+      {{{0, 16, 47}, {2, 200, 90}, {0, 329, 1}}, 3},
+      {{{2, 100, 200}, {0, 0, 120}}, 0, 2, 1000, 300, 7},
+  };
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const Matrix out = Attend(problem, steps[i]);
+    Matrix rows(DType::kBF16, out.rows() - steps[i].padding_rows, out.columns());
+    for (int64_t r = 0; r < rows.rows(); ++r) rows.CopyRow(r, out, r);
+    EXPECT_TRUE(BitwiseEqual(RowsOf(problem, whole, steps[i]), rows)) << "step " << i;
+  }
+}
+
+TEST_P(CudaAttentionTest, WhatIsNotVisibleDoesNotMatterNotEvenNan) {
+  // Long enough for a window of 100 to begin in another tile than it ends.
+  const int32_t length = shape().window == 100 ? 150 : 90;
+  const Problem clean(shape(), {length});
+  const Matrix expected = Attend(clean, Whole(clean));
+  for (const int32_t bad : {0, 15, 41, 64, 88}) {
+    SCOPED_TRACE(bad);
+    for (const bool in_values : {false, true}) {
+      Problem problem = clean;
+      (in_values ? problem.v : problem.k).FillRow(bad, in_values ? INFINITY : NAN);
+      const Matrix out = Attend(problem, Whole(problem));
+      for (int32_t p = 0; p < length; ++p) {
+        const bool sees = p >= bad && (shape().window == 0 || p - bad < shape().window);
+        for (int64_t c = 0; c < out.columns(); ++c) {
+          ASSERT_EQ(std::isfinite(out.At(p, c)), !sees) << "position " << p << ", column " << c;
+          if (sees) continue;
+          ASSERT_EQ(out.At(p, c), expected.At(p, c)) << "position " << p << ", column " << c;
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, CudaAttentionTest,
+    ::testing::Values(ShapeCase{"OneToOne", {2, 2, 32, 0}}, ShapeCase{"TwoToOne", {2, 1, 24, 0}},
+                      ShapeCase{"ThreeToOne", {3, 1, 64, 0}}, ShapeCase{"FourToOne", {4, 1, 16, 0}},
+                      ShapeCase{"EightToOne", {8, 1, 32, 0}},
+                      ShapeCase{"SeventeenToOne", {17, 1, 8, 0}}, ShapeCase{"Dim80", {2, 1, 80, 0}},
+                      ShapeCase{"Dim128", {2, 1, 128, 0}}, ShapeCase{"Dim200", {1, 1, 200, 0}},
+                      ShapeCase{"Dim2", {2, 1, 2, 0}}, ShapeCase{"Dim34", {2, 1, 34, 0}},
+                      ShapeCase{"SelfOnly", {2, 1, 16, 1}},
+                      ShapeCase{"WindowSeventeen", {4, 2, 16, 17}},
+                      ShapeCase{"WindowOverTiles", {4, 1, 32, 100}},
+                      ShapeCase{"WindowOverSplits", {2, 1, 32, 260}}),
+    [](const auto& test) { return test.param.name; });
+
+// Tokens of one matrix product of which only the first few still see an infinite value, in a tile
+// that holds nothing else that any of them does not see.
+TEST(CudaAttentionWindowTest, AValueThatLeavesTheWindowLeavesTheResult) {
+  const Problem clean({2, 1, 16, 100}, {150});
+  Problem problem = clean;
+  problem.v.FillRow(15, INFINITY);
+  for (const Step& step : {Step{{{0, 108, 12}}}, Whole(clean)}) {
+    const Matrix expected = Attend(clean, step);
+    const Matrix out = Attend(problem, step);
+    for (int64_t r = 0; r < out.rows(); ++r) {
+      const int64_t position = step.chunks[0].begin + r;
+      for (int64_t c = 0; c < out.columns(); ++c) {
+        if (position >= 15 && position < 115) {
+          ASSERT_FALSE(std::isfinite(out.At(r, c))) << "position " << position;
+        } else {
+          ASSERT_EQ(out.At(r, c), expected.At(r, c)) << "position " << position;
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaAttentionErrorTest, IsLikeThatOfRoundingTheOutput) {
+  const Problem problem({4, 1, 128, 0}, {300});
+  const Matrix exact = Exact(problem);
+  Matrix rounded(DType::kBF16, exact.rows(), exact.columns());
+  for (int64_t r = 0; r < exact.rows(); ++r) {
+    for (int64_t c = 0; c < exact.columns(); ++c) rounded.Set(r, c, exact.At(r, c));
+  }
+  EXPECT_LE(RmsError(exact, Attend(problem, Whole(problem))), 1.5 * RmsError(exact, rounded));
+}
+
+TEST(CudaAttentionErrorTest, ScoresFarApartDoNotOverflow) {
+  Problem problem({2, 1, 16, 0}, {200});
+  for (int64_t r = 0; r < 200; ++r) {
+    for (int64_t c = 0; c < problem.q.columns(); ++c) problem.q.Set(r, c, problem.q.At(r, c) * 100);
+    for (int64_t c = 0; c < problem.k.columns(); ++c) problem.k.Set(r, c, problem.k.At(r, c) * 100);
+  }
+  // A score of thousands is only as good as 2⁻²⁴ of itself.
+  EXPECT_TRUE(Near(Exact(problem), Attend(problem, Whole(problem)), kBf16Ulp, 0.02f));
+}
+
+// More splits than are merged at a time; the blocks that share them begin inside sequences.
+TEST(CudaAttentionSplitsTest, LongAndShortSequencesShareAStep) {
+  const Problem problem({2, 1, 16, 0}, {3000, 5, 700, 256, 257, 1});
+  Step step = {{{0, 2999, 1}, {1, 4, 1}, {2, 699, 1}, {3, 255, 1}, {4, 256, 1}, {5, 0, 1}}};
+  step.context = 4096;
+  const Matrix together = Attend(problem, step);
+  for (size_t i = 0; i < step.chunks.size(); ++i) {
+    const Chunk& chunk = step.chunks[i];
+    Matrix row(DType::kBF16, 1, together.columns());
+    row.CopyRow(0, together, static_cast<int64_t>(i));
+    EXPECT_TRUE(BitwiseEqual(Attend(problem, {{chunk}}), row)) << "sequence " << i;
+    for (int h = 0; h < 2; ++h) {
+      const std::vector<double> exact = ExactHead(problem, chunk.sequence, chunk.begin, h);
+      for (int c = 0; c < 16; ++c) {
+        EXPECT_NEAR(row.At(0, h * 16 + c), exact[c], kBf16Ulp * kLargestValue);
+      }
+    }
+  }
+}
+
+TEST(CudaAttentionSplitsTest, ManySequencesFindTheirPieces) {
+  const Problem problem({2, 2, 8, 0}, std::vector<int32_t>(70, 20));
+  const Matrix whole = Attend(problem, Whole(problem));
+  Step step;
+  for (int32_t s = 0; s < 70; ++s) {
+    if (s % 7 != 3) step.chunks.push_back({s, 19 - s % 5, 1 + s % 3 % (1 + s % 5)});
+  }
+  EXPECT_TRUE(BitwiseEqual(RowsOf(problem, whole, step), Attend(problem, step)));
+}
+
+TEST(CudaAttentionPaddingTest, RowsOfNoSequenceBecomeZero) {
+  for (const int32_t head_dim : {16, 34}) {
+    const Problem problem({2, 1, head_dim, 0}, {20});
+    const Matrix out = Attend(problem, {{{0, 18, 2}}, 5, 3});
+    for (int64_t r = 2; r < 7; ++r) {
+      for (int64_t c = 0; c < out.columns(); ++c) EXPECT_EQ(out.At(r, c), 0) << "row " << r;
+    }
+  }
+}
+
+TEST(CudaAttentionOrderTest, BitsDoNotDependOnTheOrderOfThreads) {
+  const Problem problem({4, 1, 64, 0}, {320, 300});
+  const Step few = {{{0, 300, 20}, {1, 299, 1}}};
+  const Matrix whole = Attend(problem, Whole(problem));
+  const Matrix expected = RowsOf(problem, whole, few);
+  InSeveralThreadOrders([&] {
+    EXPECT_TRUE(BitwiseEqual(expected, Attend(problem, few)));
+    EXPECT_TRUE(BitwiseEqual(whole, Attend(problem, Whole(problem))));
+  });
+}
+
+}  // namespace
+}  // namespace marcoro::cuda

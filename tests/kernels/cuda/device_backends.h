@@ -1,0 +1,29 @@
+// Backends whose memory is not the program's own, for tests that run over all backends: "cuda" on a
+// GPU where the build has CUDA, in the emulator where it has not. Which of them is decided by what
+// is linked (see CMakeLists.txt).
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+
+namespace marcoro {
+
+// {"cuda"}; empty where there is neither, said on stderr.
+std::vector<std::string> DeviceBackendNames();
+
+// The backend itself; nothing but "cuda" is known.
+absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int threads);
+
+// A stand-in for it that takes tensors, weights and caches in the program's own memory: each op
+// copies all of them to the device, runs there, and copies them back, what lies between rows
+// included.
+absl::StatusOr<std::unique_ptr<Backend>> MakeStagedDeviceBackend(int threads);
+
+// Whether an op takes so long that tests of many sizes should take fewer: true in the emulator.
+bool DeviceIsEmulated();
+
+}  // namespace marcoro

@@ -1,0 +1,86 @@
+// Warp-wide matrix loads and products, by the fragment layouts of the PTX ISA.
+#include <bit>
+
+#include "tests/kernels/simt/scheduler.h"
+
+namespace marcoro::simt {
+namespace {
+
+constexpr int kRows = 16;
+constexpr int kDepth = 16;
+constexpr int kColumns = 8;
+
+float Half(uint32_t pair, int half) {
+  return std::bit_cast<float>(half == 0 ? pair << 16 : pair & 0xffff0000u);
+}
+
+struct Operands {
+  float* c;
+  const uint32_t* a;
+  const uint32_t* b;
+};
+
+// Unpacks the lanes' fragments, multiplies, and adds to theirs. Sums are in double, rounded once.
+void MultiplyFragments(const std::array<void*, kWarpThreads>& lanes) {
+  float a[kRows][kDepth];
+  float b[kDepth][kColumns];
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
+    const auto& operands = *static_cast<const Operands*>(lanes[lane]);
+    const int group = lane / 4;
+    const int pair = lane % 4 * 2;
+    for (int half = 0; half < 2; ++half) {
+      for (int r = 0; r < 4; ++r) {
+        a[group + r % 2 * 8][pair + half + r / 2 * 8] = Half(operands.a[r], half);
+      }
+      for (int r = 0; r < 2; ++r) b[pair + half + r * 8][group] = Half(operands.b[r], half);
+    }
+  }
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
+    const auto& operands = *static_cast<const Operands*>(lanes[lane]);
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + i / 2 * 8;
+      const int column = lane % 4 * 2 + i % 2;
+      double sum = operands.c[i];
+      for (int k = 0; k < kDepth; ++k) sum += double{a[row][k]} * b[k][column];
+      operands.c[i] = static_cast<float>(sum);
+    }
+  }
+}
+
+struct MatrixLoad {
+  uint32_t* result;
+  const uint16_t* row;
+};
+
+}  // namespace
+
+void MultiplyMatrix(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                    SourceLocation here) {
+  Operands operands = {c, a, b};
+  MeetInWarp(&operands, here, MultiplyFragments);
+}
+
+void LoadMatrices(uint32_t (&r)[4], const void* shared_row, bool transposed, SourceLocation here) {
+  if (reinterpret_cast<uintptr_t>(shared_row) % 16 != 0) {
+    Fault("a row of a matrix that is not aligned to 16 bytes", here);
+  }
+  NoteSharedRead(shared_row, 16, here);
+  MatrixLoad load = {r, static_cast<const uint16_t*>(shared_row)};
+  MeetInWarp(&load, here, [transposed](const std::array<void*, kWarpThreads>& lanes) {
+    const auto element = [&](int matrix, int row, int column) -> uint32_t {
+      return static_cast<const MatrixLoad*>(lanes[matrix * 8 + row])->row[column];
+    };
+    for (int lane = 0; lane < kWarpThreads; ++lane) {
+      const int group = lane / 4;
+      const int pair = lane % 4 * 2;
+      for (int m = 0; m < 4; ++m) {
+        const uint32_t low = transposed ? element(m, pair, group) : element(m, group, pair);
+        const uint32_t high =
+            transposed ? element(m, pair + 1, group) : element(m, group, pair + 1);
+        static_cast<const MatrixLoad*>(lanes[lane])->result[m] = low | high << 16;
+      }
+    }
+  });
+}
+
+}  // namespace marcoro::simt
