@@ -160,6 +160,8 @@ class Backend {
   // Kernel family, part of the numerics fingerprint: "reference", "reference-f32", "avx2",
   // "avx512", "cuda-sm_80", "cuda-sm_90a", ….
   virtual std::string_view name() const = 0;
+  // One line for the log: the family, and what else there is to know of the machine.
+  virtual std::string Description() const { return std::string(name()); }
   virtual DType activation_dtype() const = 0;
   virtual int threads() const = 0;
 
@@ -175,6 +177,8 @@ class Backend {
   // before; it fails if the device did, and then the copy is worth nothing.
   virtual absl::Status Upload(const void* source, void* memory, size_t bytes);
   virtual absl::Status Download(const void* memory, void* out, size_t bytes);
+  // The cudaStream_t that ops are queued on; null where there is none.
+  virtual void* stream() const { return nullptr; }
   // Waits for the ops that were asked for before. INTERNAL if one failed: the device is lost.
   virtual absl::Status Synchronize() { return absl::OkStatus(); }
 

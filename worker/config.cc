@@ -70,10 +70,11 @@ void AddGroupFlags(WorkerConfig* config, FlagTable* table) {
               .help = "Rank 0: where coordinators and peers reach it. It is not authenticated."});
   table->Add("root", &config->root, {.value = "HOST:PORT", .help = "Peers: where rank 0 listens."});
   table->Add("collective", &config->collective,
-             {.value = "auto|shared-memory|gloo",
+             {.value = "auto|shared-memory|gloo|nccl|peer-memory",
               .help = "What carries partial sums; auto takes shared memory where all ranks share a "
-                      "host. Rank 0's choice counts.",
-              .choices = {"auto", "shared-memory", "gloo"}});
+                      "host, and between GPUs NCCL, or peer memory where ranks share one. Rank 0's "
+                      "choice counts.",
+              .choices = {"auto", "shared-memory", "gloo", "nccl", "peer-memory"}});
   table->Add(
       "interface", &config->interface,
       {.value = "NAME",
@@ -169,6 +170,11 @@ absl::Status CheckWorkerConfig(const WorkerConfig& config) {
   }
   if (config.rank > 0 && config.root.empty()) {
     return absl::InvalidArgumentError("--root=HOST:PORT is missing: peers need rank 0's address");
+  }
+  const bool between_gpus = config.collective == "nccl" || config.collective == "peer-memory";
+  if (between_gpus && config.backend != "cuda") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--collective=", config.collective, " needs --backend=cuda"));
   }
   const bool reference_only = config.activations == "f32" || config.weights == "f32";
   if (reference_only && config.backend != "reference") {

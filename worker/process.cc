@@ -19,6 +19,7 @@
 #include "absl/time/clock.h"
 #include "kernels/backend.h"
 #include "spdlog/spdlog.h"
+#include "worker/collective/nccl.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/group_executor.h"
 #include "worker/fingerprint.h"
@@ -133,6 +134,7 @@ absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
                                 .rank = config.rank});
   if (!backend.ok()) return backend.status();
   model.backend = *std::move(backend);
+  spdlog::info("backend {}", model.backend->Description());
 
   auto identity = WeightsIdentity(*model.source, model.config);
   if (!identity.ok()) return identity.status();
@@ -182,19 +184,43 @@ absl::StatusOr<Edge> StartEdge(const WorkerConfig& config, const OpenedModel& mo
 
 absl::StatusOr<std::unique_ptr<Group>> JoinGroup(const WorkerConfig& config,
                                                  const OpenedModel& model, GroupService* service) {
-  auto transport = ParseTransport(config.collective);
-  if (!transport.ok()) return transport.status();
-  return Group::Join({.rank = config.rank,
-                      .world_size = config.world_size,
-                      .root_address = config.root,
-                      .fingerprint = model.fingerprint,
-                      .host = HostIdentity(),
-                      .interface = config.interface,
-                      .transport = *transport,
-                      .join_timeout = config.join_timeout,
-                      .collective_timeout = config.collective_timeout,
-                      .heartbeat_interval = config.heartbeat_interval},
-                     service);
+  GroupOptions options = {.rank = config.rank,
+                          .world_size = config.world_size,
+                          .root_address = config.root,
+                          .fingerprint = model.fingerprint,
+                          .host = HostIdentity(),
+                          .interface = config.interface,
+                          .join_timeout = config.join_timeout,
+                          .collective_timeout = config.collective_timeout,
+                          .heartbeat_interval = config.heartbeat_interval};
+  auto device = ParseDeviceCollective(config.collective);
+  if (!device.ok()) return device.status();
+  // What GPUs take between them leaves the choice for the plan to the group.
+  if (*device == DeviceCollective::kAuto || *device == DeviceCollective::kStaged) {
+    auto transport = ParseTransport(config.collective);
+    if (!transport.ok()) return transport.status();
+    options.transport = *transport;
+  }
+  if (!model.backend->host_memory()) {
+    options.make_device_communicator = [&config, &model, choice = *device](
+                                           KeyStore& keys, Communicator& host,
+                                           absl::Duration time_left) {
+      return MakeNcclCommunicator({.rank = config.rank,
+                                   .size = config.world_size,
+                                   .host = HostIdentity(),
+                                   .stream = model.backend->stream(),
+                                   .hidden_size = model.config.hidden_size,
+                                   .collective = choice,
+                                   .connect_timeout = time_left,
+                                   .timeout = config.collective_timeout,
+                                   .on_failure =
+                                       [](const absl::Status& status) {
+                                         Watchdog::ExitProcess(std::string(status.message()));
+                                       }},
+                                  keys, host);
+    };
+  }
+  return Group::Join(options, service);
 }
 
 absl::Status ExplainMemory(const absl::Status& status, const WorkerConfig& config) {

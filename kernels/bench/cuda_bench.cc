@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/bench/cuda_limits.h"
 #include "kernels/bench/cuda_workbench.h"
+#include "kernels/cuda/matmul_probe.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/runtime.h"
 
@@ -93,8 +94,10 @@ absl::StatusOr<std::unique_ptr<Device>> Device::Create() {
   cuda::CopyToHost(*stream, &architecture, *memory, sizeof(int));
   if (absl::Status status = cuda::Synchronize(*stream); !status.ok()) return status;
   device->warpgroups_ = architecture == 900;
+  const auto matmul = cuda::ProbeMatmul(*stream);
+  if (!matmul.ok()) return matmul.status();
   device->family_ = absl::StrCat("cuda-sm_", architecture / 10, architecture >= 900 ? "a" : "",
-                                 " on ", properties->name);
+                                 " on ", properties->name, " (", *matmul, ")");
   return device;
 }
 

@@ -1,5 +1,5 @@
 // The ops of the CUDA backend at the shapes of a model, ready to be run and timed on a stream. Not
-// through the backend: it tells nobody its stream, and copies each step's rows in between.
+// through the backend, which copies each step's rows in between, and cannot sample.
 #pragma once
 
 #include <cstdint>

@@ -13,6 +13,7 @@
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/kv_layout.h"
+#include "kernels/cuda/matmul_probe.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/step_upload.h"
@@ -28,20 +29,33 @@ bool IsSame(absl::Span<const T> a, absl::Span<const T> b) {
   return a.size() == b.size() && (a.empty() || a.data() == b.data());
 }
 
+struct Identity {
+  std::string name;         // of the kernel family
+  std::string description;  // of that and the GPU
+};
+
 // Whatever an op does to the device, it does on one stream, in the order of the calls.
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, std::string name, Stream stream, int threads)
-      : device_(device), name_(std::move(name)), stream_(stream), pool_(threads) {}
+  CudaBackend(int device, Identity identity, Stream stream, int threads)
+      : device_(device), identity_(std::move(identity)), stream_(stream), pool_(threads) {}
   ~CudaBackend() override {
     Synchronize().IgnoreError();  // what it tells is no matter any more
     DestroyStream(stream_);
   }
 
-  std::string_view name() const override { return name_; }
+  std::string_view name() const override { return identity_.name; }
+  std::string Description() const override { return identity_.description; }
   DType activation_dtype() const override { return DType::kBF16; }
   int threads() const override { return pool_.size(); }
   bool host_memory() const override { return false; }
+  void* stream() const override {
+#ifdef MARCORO_SIMT
+    return nullptr;
+#else
+    return stream_;
+#endif
+  }
   void ParallelFor(int64_t count, const std::function<void(int64_t)>& body) override {
     pool_.Run(count, body);
   }
@@ -84,7 +98,7 @@ class CudaBackend final : public Backend {
                             const KvCacheLayer& cache);
 
   const int device_;
-  const std::string name_;
+  const Identity identity_;
   const Stream stream_;
   cpu::ThreadPool pool_;
 
@@ -307,8 +321,8 @@ void CudaBackend::SummarizeLogits(const Tensor& logits, absl::Span<LogitSummary>
   Note(status);
 }
 
-// What the kernels that this GPU runs were compiled for.
-absl::StatusOr<std::string> FamilyName(Stream stream) {
+// What the kernels that this GPU runs were compiled for: 900 is sm_90a, 0 the emulator.
+absl::StatusOr<int> FindArchitecture(Stream stream) {
   auto memory = AllocateDevice(sizeof(int));
   if (!memory.ok()) return memory.status();
   int architecture = 0;
@@ -317,9 +331,25 @@ absl::StatusOr<std::string> FamilyName(Stream stream) {
   absl::Status status = Synchronize(stream);
   FreeDevice(*memory);
   if (!status.ok()) return status;
-  if (architecture == 0) return std::string("cuda-emulated");
+  return architecture;
+}
+
+absl::StatusOr<Identity> Identify(Stream stream) {
+  const auto architecture = FindArchitecture(stream);
+  if (!architecture.ok()) return architecture.status();
+  // Nothing to find out there: the emulator multiplies by warps in either way.
+  if (*architecture == 0) return Identity{"cuda-emulated", "cuda-emulated"};
+  const auto properties = Properties();
+  if (!properties.ok()) return properties.status();
+  const auto matmul = ProbeMatmul(stream);
+  if (!matmul.ok()) return matmul.status();
   // From 9.0 on, the kernels use what only that architecture has.
-  return absl::StrCat("cuda-sm_", architecture / 10, architecture >= 900 ? "a" : "");
+  std::string name = absl::StrCat("cuda-sm_", *architecture / 10, *architecture >= 900 ? "a" : "");
+  std::string description = absl::StrCat(
+      name, ", ", properties->name, " (", properties->multiprocessors, " multiprocessors, ",
+      properties->free_memory >> 20, " of ", properties->total_memory >> 20,
+      " MiB free, driver for CUDA ", properties->driver, "); ", *matmul);
+  return Identity{std::move(name), std::move(description)};
 }
 
 }  // namespace
@@ -329,9 +359,12 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, int threads
   if (absl::Status status = UseDevice(device); !status.ok()) return status;
   auto stream = CreateStream();
   if (!stream.ok()) return stream.status();
-  auto name = FamilyName(*stream);
-  if (!name.ok()) return name.status();
-  return std::make_unique<CudaBackend>(device, *std::move(name), *stream, threads);
+  auto identity = Identify(*stream);
+  if (!identity.ok()) {
+    DestroyStream(*stream);
+    return identity.status();
+  }
+  return std::make_unique<CudaBackend>(device, *std::move(identity), *stream, threads);
 }
 
 }  // namespace marcoro::cuda

@@ -1,6 +1,8 @@
 # The sources of the CUDA backend, from the repository's root: compiled for GPUs by CMakeLists.txt beside this file, and
 # for the emulator by tests/kernels/cuda.
 set(marcoro_cuda_kernels
+  kernels/cuda/all_reduce.cu
+  kernels/cuda/all_reduce_rms_norm.cu
   kernels/cuda/architecture.cu
   kernels/cuda/attention.cu
   kernels/cuda/attention_merge.cu

@@ -136,6 +136,15 @@ class Joining {
   // kAuto here means: shared memory, and Gloo if some rank cannot map it. All ranks come to the
   // same result, since MakeSharedMemoryCommunicator fails on all if on one.
   absl::StatusOr<std::unique_ptr<Group>> Connect(Transport transport) {
+    absl::StatusOr<std::unique_ptr<Group>> group = ConnectHosts(transport);
+    if (!group.ok() || !options_.make_device_communicator) return group;
+    auto device = options_.make_device_communicator(*keys_, (*group)->data(), TimeLeft());
+    if (!device.ok()) return device.status();
+    (*group)->SetDeviceData(*std::move(device));
+    return group;
+  }
+
+  absl::StatusOr<std::unique_ptr<Group>> ConnectHosts(Transport transport) {
     if (transport != Transport::kGloo) {
       absl::StatusOr<std::unique_ptr<Group>> group = ConnectSharedMemory();
       if (transport == Transport::kSharedMemory || !absl::IsFailedPrecondition(group.status())) {

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -43,6 +45,12 @@ struct GroupOptions {
   absl::Duration join_timeout = absl::Minutes(10);
   // Longest time that one collective may take once the group runs.
   absl::Duration collective_timeout = absl::Seconds(60);
+  // Makes what carries the model's data where that lies in a device's memory, once the host's
+  // communicators are there: `host` is Group::data()'s, which outlives the result. Called on every
+  // rank or on none. Null, or a null result: the host's carry the model's data too.
+  std::function<absl::StatusOr<std::unique_ptr<Communicator>>(KeyStore& keys, Communicator& host,
+                                                              absl::Duration time_left)>
+      make_device_communicator = nullptr;
   // While idle, rank 0 sends a heartbeat at least this often (StepBroadcast::SendHeartbeat).
   absl::Duration heartbeat_interval = absl::Seconds(1);
 };
@@ -74,7 +82,11 @@ class Group {
   // wait in it while idle.
   Communicator& control() { return *control_; }
   // For the model. An operation may take collective_timeout.
-  Communicator& data() { return *data_; }
+  Communicator& data() { return device_data_ != nullptr ? *device_data_ : *data_; }
+  // Called by Join.
+  void SetDeviceData(std::unique_ptr<Communicator> device_data) {
+    device_data_ = std::move(device_data);
+  }
 
  private:
   std::string epoch_;
@@ -82,6 +94,7 @@ class Group {
   absl::Duration heartbeat_interval_;
   std::unique_ptr<Communicator> control_;
   std::unique_ptr<Communicator> data_;
+  std::unique_ptr<Communicator> device_data_;  // uses data_
 };
 
 }  // namespace marcoro

@@ -13,11 +13,21 @@ void ColumnParallel(Backend& backend, const Tensor& x, const PackedWeight& weigh
   backend.Matmul(x, weight, out);
 }
 
-absl::Status RowParallel(Backend& backend, Communicator& communicator, const Tensor& x,
-                         const PackedWeight& weight, const Tensor& out) {
-  MARCORO_CHECK(out.stride == out.columns);
-  backend.Matmul(x, weight, out);
-  return communicator.AllReduceTree(absl::MakeSpan(out.Row<float>(0), out.rows * out.columns));
+absl::Status RowParallelAddRmsNorm(Backend& backend, Communicator& communicator, const Tensor& x,
+                                   const PackedWeight& weight, const Tensor& product,
+                                   const Tensor& residual, const NormParameters& norm,
+                                   const Tensor& normed) {
+  MARCORO_CHECK(product.stride == product.columns);
+  backend.Matmul(x, weight, product);
+  const absl::StatusOr<bool> fused =
+      communicator.AllReduceAddRmsNorm(residual, product, norm.weight, norm.epsilon, normed);
+  if (!fused.ok()) return fused.status();
+  if (*fused) return absl::OkStatus();
+  absl::Status status = communicator.AllReduceTree(
+      absl::MakeSpan(product.Row<float>(0), product.rows * product.columns));
+  if (!status.ok()) return status;
+  backend.AddRmsNorm(residual, product, norm.weight, norm.epsilon, normed);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<VocabularyParallel> VocabularyParallel::Create(Backend& backend,

@@ -15,11 +15,20 @@ namespace marcoro {
 void ColumnParallel(Backend& backend, const Tensor& x, const PackedWeight& weight,
                     const Tensor& out);
 
+struct NormParameters {
+  const float* weight;  // (N)
+  float epsilon;
+};
+
 // Inputs are cut: every rank computes a partial sum over its own columns, as the lower levels of
 // the segment tree; the all-reduce is the top of that tree. x (T, K / world_size) act, weight (N, K
-// / world_size), out (T, N) F32 dense.
-absl::Status RowParallel(Backend& backend, Communicator& communicator, const Tensor& x,
-                         const PackedWeight& weight, const Tensor& out);
+// / world_size), product (T, N) F32 dense. The residual (T, N) F32 += product, then normed (T, N)
+// act = RmsNorm(residual), in one with the all-reduce where the communicator can; product is
+// unspecified afterwards.
+absl::Status RowParallelAddRmsNorm(Backend& backend, Communicator& communicator, const Tensor& x,
+                                   const PackedWeight& weight, const Tensor& product,
+                                   const Tensor& residual, const NormParameters& norm,
+                                   const Tensor& normed);
 
 // The output projection, cut over vocabulary rows and gathered on rank 0.
 class VocabularyParallel {

@@ -97,7 +97,9 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
                                config.head_dim, kv_blocks);
   if (!cache.ok()) return cache.status();
   std::unique_ptr<Communicator> staged;
-  if (!backend.host_memory()) staged = std::make_unique<StagedCommunicator>(backend, communicator);
+  if (!backend.host_memory() && communicator.host_memory()) {
+    staged = std::make_unique<StagedCommunicator>(backend, communicator);
+  }
   Communicator& reachable = staged == nullptr ? communicator : *staged;
   auto lm_head =
       VocabularyParallel::Create(backend, reachable, config.vocabulary_size,
@@ -229,18 +231,16 @@ absl::Status Transformer::Layer(int index, const Activations& act) {
   ColumnParallel(backend_, act.normed, layer.qkv, act.qkv);
   backend_.RopeAndStoreKv(act.qkv, rope_, attention_, spans_, cache_.layer(index), act.query);
   backend_.Attention(act.query, attention_, spans_, cache_.layer(index), act.attended);
-  absl::Status status = RowParallel(backend_, communicator_, act.attended, layer.o_proj, act.delta);
+  const NormParameters ffn_norm = {norms_[index].ffn, config_.rms_norm_epsilon};
+  absl::Status status = RowParallelAddRmsNorm(backend_, communicator_, act.attended, layer.o_proj,
+                                              act.delta, act.residual, ffn_norm, act.normed);
   if (!status.ok()) return status;
-  backend_.AddRmsNorm(act.residual, act.delta, norms_[index].ffn, config_.rms_norm_epsilon,
-                      act.normed);
 
   ColumnParallel(backend_, act.normed, layer.gate_up, act.gate_up);
   backend_.SwiGlu(act.gate_up, act.ffn);
-  status = RowParallel(backend_, communicator_, act.ffn, layer.down, act.delta);
-  if (!status.ok()) return status;
-  backend_.AddRmsNorm(act.residual, act.delta, norms_[index + 1].attention,
-                      config_.rms_norm_epsilon, act.normed);
-  return absl::OkStatus();
+  const NormParameters next_norm = {norms_[index + 1].attention, config_.rms_norm_epsilon};
+  return RowParallelAddRmsNorm(backend_, communicator_, act.ffn, layer.down, act.delta,
+                               act.residual, next_norm, act.normed);
 }
 
 void Transformer::CollectSpans(const StepPlan& plan) {
