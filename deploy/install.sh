@@ -199,7 +199,7 @@ install_cuda_wheels() {
   [ -x "$folder/bin/nvcc" ] || fail "no nvcc in $folder"
   ln -sfn lib "$folder/lib64"
   ln -sfn ../../nccl/include/nccl.h "$folder/include/nccl.h"
-  ln -sfn ../../nccl/lib/libnccl.so.2 "$folder/lib/libnccl.so"
+  ln -sfn ../../nccl/lib/libnccl.so.2 "$folder/lib/libnccl.so.2"
   for library in "$folder"/lib/lib*.so.*; do
     ln -sfn "$(basename "$library")" "${library%%.so.*}.so"
   done

@@ -21,7 +21,7 @@ cd "$folder"  # the programs look for tests/data here
 output=$folder/results parts=abcdefg seed=$((RANDOM * 32768 + RANDOM)) old=no
 declare -rA what=([a]='ops against the reference' [b]='logits of whole models' [c]='a token never changes' [d]='tp 2 and 4 on one GPU'
   [e]='end to end over gRPC' [f]='compute-sanitizer' [g]='speed')
-declare -rA seconds_of=([a]=100 [b]=30 [c]=50 [d]=60 [e]=70 [f]=100 [g]=110)
+declare -rA seconds_of=([a]=90 [b]=25 [c]=40 [d]=110 [e]=60 [f]=90 [g]=105)
 total_seconds=${MARCORO_PROOF_SECONDS:-525}  # of all parts together, whatever each of them may take
 
 usage() {
@@ -148,7 +148,7 @@ our_step() {
   step "$1"
 }
 
-op_tests() { (cd bin && printf '%s\n' cuda_*_gpu_test); }
+op_tests() { (cd bin && printf '%s\n' cuda_*_gpu_test | LC_ALL=C sort); }
 
 part_a() {
   local program
@@ -163,10 +163,10 @@ part_c() { our_step gpu_determinism_test gpu_determinism_test '--gtest_filter=*c
 
 part_d() {
   our_step gpu_determinism_test_ranks gpu_determinism_test '--gtest_filter=*cuda_tp*-*cuda_tp1*'
-  our_step gpu_serve_test_ranks gpu_serve_test '--gtest_filter=TensorParallel*'
+  our_step gpu_serve_test_ranks gpu_serve_test '--gtest_filter=*TensorParallel*'
 }
 
-part_e() { our_step gpu_serve_test gpu_serve_test '--gtest_filter=-TensorParallel*'; }
+part_e() { our_step gpu_serve_test gpu_serve_test '--gtest_filter=-*TensorParallel*'; }
 
 part_f() {
   local sanitizer program tool

@@ -45,7 +45,8 @@ TEST(CudaSwiGluTest, TheWholeRangeOfGates) {
   constexpr int64_t kWidth = 4001;
   Matrix gate_up(DType::kF32, 1, 2 * kWidth);
   for (int64_t i = 0; i < kWidth; ++i) {
-    gate_up.Set(0, i, static_cast<float>(i - kWidth / 2) / 16);  // -125 … 125
+    const int64_t sixteenths = i - kWidth / 2;
+    gate_up.Set(0, i, static_cast<float>(sixteenths) / 16);  // -125 … 125
     gate_up.Set(0, kWidth + i, 1);
   }
   EXPECT_TRUE(Near(Expected(gate_up), RunOp(gate_up, 0), kBf16HalfUlp * 1.01f, 1e-35f));

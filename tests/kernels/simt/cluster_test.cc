@@ -14,12 +14,8 @@ namespace {
 
 using simt::OnlyReports;
 using simt::ReportsOf;
-using ::testing::AnyOf;
 using ::testing::Each;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
-using ::testing::Not;
-using ::testing::SizeIs;
 
 constexpr char kFile[] = "cluster_test.cc";
 

@@ -16,7 +16,6 @@ namespace {
 using simt::OnlyReports;
 using simt::ReportsOf;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
 constexpr char kFile[] = "mbarrier_test.cc";
