@@ -81,7 +81,8 @@ TEST_F(CommandsTest, GenerateShowsEachChoiceAndTokenTables) {
   const Finished choices = Run({"generate", "--n=2", "--max-tokens=4", "hi"});
   EXPECT_THAT(choices.out, HasSubstr("--- choice 0\n"));
   EXPECT_THAT(choices.out, HasSubstr("--- choice 1\n"));
-  const Finished table = Run({"generate", "--max-tokens=4", "--logprobs=1", "--stats", "hi"});
+  const Finished table =
+      Run({"generate", "--max-tokens=4", "--ignore-eos", "--logprobs=1", "--stats", "hi"});
   EXPECT_THAT(table.out, HasSubstr("logprob"));
   EXPECT_THAT(table.err, HasSubstr("generated 4"));
 }
