@@ -13,6 +13,7 @@ namespace marcoro::cuda {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 MatmulLimits Limits(int multiprocessors, bool warpgroups) {
   return {.multiprocessors = multiprocessors, .shared_bytes = 227 * 1024, .warpgroups = warpgroups};

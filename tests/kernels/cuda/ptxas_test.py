@@ -8,6 +8,7 @@ ptxas.json: for each architecture and each kernel, the most registers of its ins
 at a time, fewer make no difference.
 """
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -93,15 +94,16 @@ def compile_log(nvcc, sources):
                f"-I{ROOT}", "-Xptxas=-v"]
     for architecture in ARCHITECTURES:
         command.append(f"-gencode=arch={architecture.replace('sm', 'compute')},code={architecture}")
-    log = ""
-    with tempfile.TemporaryDirectory() as folder:
-        for source in sources:
+    def compile_one(source):
+        with tempfile.TemporaryDirectory() as folder:
             run = subprocess.run([*command, "-c", source, "-o", f"{folder}/object.o"], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
                                  env={**os.environ, "CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"})
-            if run.returncode != 0:
-                raise AssertionError(f"{source}: {run.stderr}")
-            log += run.stdout + run.stderr
-    return log
+        if run.returncode != 0:
+            raise AssertionError(f"{source}: {run.stderr}")
+        return run.stdout + run.stderr
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return "".join(pool.map(compile_one, sources))
 
 
 LOG = """ptxas info    : 0 bytes gmem
