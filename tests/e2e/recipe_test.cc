@@ -17,8 +17,8 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 
-std::string Recipe(const std::string& name) {
-  return absl::StrCat(ModelFolder("merge"), "/recipes/", name, ".yml");
+std::string Recipe(const std::string& name, const std::string& folder = "merge") {
+  return absl::StrCat(ModelFolder(folder), "/recipes/", name, ".yml");
 }
 
 class RecipeTest : public testing::Test {
@@ -47,11 +47,17 @@ std::vector<std::string> Answers(Client& client) {
   return bits;
 }
 
-class ServedRecipe : public RecipeTest, public testing::WithParamInterface<const char*> {};
+struct Served {
+  const char* folder;
+  const char* name;
+};
+
+class ServedRecipe : public RecipeTest, public testing::WithParamInterface<Served> {};
 
 TEST_P(ServedRecipe, GivesTheBitsOfItsWrittenMergeAtEveryDegree) {
-  const std::string written = (folder_ / GetParam()).string();
-  const Finished merge = RunToEnd({Program("marcoro"), "merge", Recipe(GetParam()), written});
+  const std::string recipe = Recipe(GetParam().name, GetParam().folder);
+  const std::string written = (folder_ / GetParam().name).string();
+  const Finished merge = RunToEnd({Program("marcoro"), "merge", recipe, written});
   ASSERT_EQ(merge.exit_code, 0) << merge.err;
   std::vector<std::string> expected;
   {
@@ -61,15 +67,20 @@ TEST_P(ServedRecipe, GivesTheBitsOfItsWrittenMergeAtEveryDegree) {
   }
   for (const int tp : {1, 2}) {
     SCOPED_TRACE(tp);
-    Cluster cluster({.model = Recipe(GetParam()), .tp = tp});
+    Cluster cluster({.model = recipe, .tp = tp});
     ASSERT_TRUE(cluster.ready()) << cluster.log();
     EXPECT_TRUE(Answers(cluster.client()) == expected) << "the bits differ";
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, ServedRecipe,
-                         testing::Values("slerp_gradient", "ties", "passthrough_stack"),
-                         [](const auto& test) { return std::string(test.param); });
+                         testing::Values(Served{"merge", "slerp_gradient"}, Served{"merge", "ties"},
+                                         Served{"merge", "passthrough_stack"}),
+                         [](const auto& test) { return std::string(test.param.name); });
+INSTANTIATE_TEST_SUITE_P(Fp8Parents, ServedRecipe,
+                         testing::Values(Served{"quantized", "slerp_of_formats"},
+                                         Served{"quantized", "passthrough_stack"}),
+                         [](const auto& test) { return std::string(test.param.name); });
 
 TEST_F(RecipeTest, AWorkerThatMergesAgainAfterACrashGivesTheSameBits) {
   Cluster cluster({.model = Recipe("slerp_gradient"), .tp = 2});
