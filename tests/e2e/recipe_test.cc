@@ -2,9 +2,11 @@
 // for bit, at every tensor-parallel degree, and after a crash.
 #include <signal.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
@@ -91,17 +93,64 @@ TEST_F(RecipeTest, AWorkerThatMergesAgainAfterACrashGivesTheSameBits) {
   EXPECT_TRUE(cluster.AwaitAllReplicas());
 }
 
-TEST_F(RecipeTest, TheServerTellsItsNameAndLeavesNoFolderBehind) {
-  ASSERT_EQ(setenv("TMPDIR", folder_.c_str(), 1), 0);
+// Where `marcoro serve` keeps what it writes for coordinators: a folder for each server.
+class ServersFolder : public RecipeTest {
+ protected:
+  ServersFolder() { setenv("TMPDIR", folder_.c_str(), 1); }
+  ~ServersFolder() override { unsetenv("TMPDIR"); }
+
+  std::set<std::string> Folders() const {
+    std::set<std::string> folders;
+    for (const auto& entry :
+         fs::directory_iterator(folder_ / absl::StrCat("marcoro-", geteuid()))) {
+      if (entry.is_directory()) folders.insert(entry.path());
+    }
+    return folders;
+  }
+};
+
+TEST_F(ServersFolder, GoesAwayWithTheServerWhichTellsTheRecipeInItsPlace) {
   {
     Cluster cluster({.model = Recipe("slerp_gradient")});
     ASSERT_TRUE(cluster.ready()) << cluster.log();
-    const Reply reply = cluster.client().Generate(Greedy("Return", 1));
-    EXPECT_EQ(reply.response.model(), "slerp_gradient");
-    EXPECT_FALSE(fs::is_empty(folder_)) << "the coordinator's folder";
+    const auto model = cluster.client().Model();
+    EXPECT_EQ(model.name(), "slerp_gradient");
+    EXPECT_EQ(model.checkpoint(), Recipe("slerp_gradient"));
+    EXPECT_EQ(Folders().size(), 1u);
   }
-  unsetenv("TMPDIR");
-  EXPECT_TRUE(fs::is_empty(folder_));
+  EXPECT_TRUE(Folders().empty());
+}
+
+TEST_F(ServersFolder, OfAKilledServerIsRemovedByTheNextAndNoOther) {
+  std::set<std::string> living;
+  Cluster first({.model = Recipe("slerp_gradient")});
+  ASSERT_TRUE(first.ready()) << first.log();
+  living = Folders();
+  std::string dead;
+  {
+    const int port = FreePorts(3);
+    Process second({Program("marcoro"), "serve", "--model=" + Recipe("ties"),
+                    absl::StrCat("--listen=127.0.0.1:", port),
+                    absl::StrCat("--metrics=127.0.0.1:", port + 1)});
+    ASSERT_TRUE(second.AwaitOutput("ready:", absl::Seconds(60))) << second.err();
+    for (const std::string& folder : Folders()) {
+      if (!living.contains(folder)) dead = folder;
+    }
+    second.Signal(SIGKILL);
+    EXPECT_EQ(second.AwaitExit(absl::Seconds(5)), 128 + SIGKILL);
+    EXPECT_TRUE(second.AwaitTreeGone(absl::Seconds(5)));
+  }
+  ASSERT_TRUE(fs::exists(dead)) << "the killed one could not clean up";
+  Cluster third({.model = Recipe("passthrough_stack")});
+  ASSERT_TRUE(third.ready()) << third.log();
+  EXPECT_FALSE(fs::exists(dead));
+  for (const std::string& folder : living) EXPECT_TRUE(fs::exists(folder)) << folder;
+  EXPECT_EQ(Folders().size(), 2u);
+  // The first has its files still: its coordinator can be started again.
+  kill(first.CoordinatorPid(), SIGKILL);
+  EXPECT_TRUE(Eventually([&] {
+    return Client(first.address()).Generate(Greedy("Return", 1)).status.ok();
+  })) << first.log();
 }
 
 TEST_F(RecipeTest, ABadRecipeIsOneLineThatNamesFileAndLine) {
