@@ -67,6 +67,8 @@ void AddServingFlags(CoordinatorConfig* config, FlagTable* table) {
                   /*required=*/true));
   table->Add("model-name", &config->model_name,
              Text("NAME", "Name that clients give. Unset: the folder's name."));
+  table->Add("checkpoint-name", &config->checkpoint_name,
+             Text("NAME", "What GetModel tells as the checkpoint. Unset: the folder."));
   table->Add("listen", &config->listen,
              Text("HOST:PORT", "Address of the public gRPC API; port 0 picks a free one."));
   table->Add("metrics", &config->metrics,

@@ -19,6 +19,10 @@ struct CoordinatorConfig {
   // Name that clients give and GetModel reports. Default: the folder's name.
   std::string model_name;
 
+  // What GetModel reports as the checkpoint. Default: `model`. Of a recipe's model, whose files lie
+  // in a folder of the launcher, the recipe.
+  std::string checkpoint_name;
+
   // host:port of the public gRPC API. Port 0 picks a free one. Default: loopback only, because
   // nothing here asks clients who they are.
   std::string listen = "127.0.0.1:50051";

@@ -86,7 +86,8 @@ absl::Status Serve(const CoordinatorConfig& config, const sigset_t& signals) {
       LoadServedModel({.directory = config.model,
                        .name = config.model_name,
                        .chat_template = config.chat_template,
-                       .concurrency_cost = static_cast<uint32_t>(config.concurrency_cost)});
+                       .concurrency_cost = static_cast<uint32_t>(config.concurrency_cost),
+                       .checkpoint = config.checkpoint_name});
   if (!model.ok()) return model.status();
   ApiMetrics metrics({(*model)->name, (*model)->architecture, MARCORO_VERSION});
   AdmissionOptions admission_options;

@@ -71,7 +71,7 @@ absl::StatusOr<std::unique_ptr<const ServedModel>> LoadServedModel(
 
   auto model = std::make_unique<ServedModel>();
   model->name = options.name.empty() ? LastPart(options.directory) : options.name;
-  model->checkpoint = options.directory;
+  model->checkpoint = options.checkpoint.empty() ? options.directory : options.checkpoint;
   model->architecture = config->architecture;
   model->license = ReadLicense(options.directory);
   model->vocabulary_size = config->vocabulary_size;

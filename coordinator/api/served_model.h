@@ -16,7 +16,7 @@ namespace marcoro {
 
 struct ServedModel {
   std::string name;
-  std::string checkpoint;    // the folder, as it was given
+  std::string checkpoint;    // where it comes from: the folder or recipe, as it was given
   std::string architecture;  // for example "MistralForCausalLM"
   std::string license;       // of the model card's front matter; may be empty
   uint32_t vocabulary_size = 0;
@@ -36,6 +36,7 @@ struct ServedModelOptions {
   std::string name;           // empty: the last part of the directory
   std::string chat_template;  // empty: recognised from tokenizer_config.json
   uint32_t concurrency_cost = 1;
+  std::string checkpoint;  // what clients are told; empty: the directory
 };
 
 // NOT_FOUND without the folder or its config.json; INVALID_ARGUMENT naming the file and the field

@@ -19,8 +19,11 @@
 #include "deploy/cli/client.h"
 #include "deploy/cli/command.h"
 #include "deploy/cli/command_line.h"
+#include "deploy/cli/model_input.h"
 #include "deploy/cli/text_input.h"
 #include "deploy/cli/workload.h"
+#include "worker/weights/hub_cache.h"
+#include "worker/weights/merge/plan.h"
 
 namespace marcoro {
 namespace {
@@ -181,9 +184,16 @@ LoadOptions MakeLoad(const BenchFlags& flags) {
   return options;
 }
 
+// Of a folder, or of what a recipe makes.
+absl::StatusOr<ModelConfig> ConfigOf(const std::string& checkpoint) {
+  if (!IsRecipe(checkpoint)) return LoadModelConfig(checkpoint);
+  auto plan = PlanMerge(checkpoint, [](const std::string& name) { return FindInHubCache(name); });
+  if (!plan.ok()) return plan.status();
+  return std::move(plan->config);
+}
+
 absl::StatusOr<ModelCost> FindCost(const BenchFlags& flags, const v1::Model& model) {
-  const std::string directory = flags.checkpoint.empty() ? model.checkpoint() : flags.checkpoint;
-  const auto config = LoadModelConfig(directory);
+  const auto config = ConfigOf(flags.checkpoint.empty() ? model.checkpoint() : flags.checkpoint);
   if (!config.ok()) {
     return absl::FailedPreconditionError(
         absl::StrCat("--roofline needs the model's shapes; --checkpoint=DIR says where they are (",

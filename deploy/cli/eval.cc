@@ -20,6 +20,7 @@
 #include "deploy/cli/model_output.h"
 #include "deploy/cli/provide_model.h"
 #include "deploy/cli/text_input.h"
+#include "worker/weights/progress.h"
 
 namespace marcoro {
 namespace {
@@ -53,7 +54,7 @@ FlagTable Flags(EvalFlags* flags) {
       "token "
       "counts once,\nin the first window that has it. Of a question, the choice with the largest "
       "sum of log-probabilities\nbehind the prompt is taken; normalised: the largest sum per "
-      "byte.");
+      "byte.\nHow far it is, is told on standard error.");
   table.Add("text", &flags->text,
             {.value = "FILE", .help = "Text for the perplexity; -: standard input."});
   table.Add("choices", &flags->choices,
@@ -129,6 +130,17 @@ struct Row {
   std::optional<AccuracyResult> accuracy;
 };
 
+// Options that show how far one part of a server's evaluation is.
+EvaluationOptions Showing(const EvaluationOptions& options, const std::string& server,
+                          const std::string& unit) {
+  EvaluationOptions showing = options;
+  // Shared, because functions are copied; it begins to count when it is made.
+  const auto reporter = std::make_shared<ProgressReporter>(
+      ProgressOptions::ForStderr(absl::StrCat("evaluating ", server), unit));
+  showing.progress = [reporter](uint64_t done, uint64_t total) { reporter->Update(done, total); };
+  return showing;
+}
+
 absl::StatusOr<Row> Evaluate(const std::string& server, const std::string& address,
                              const Task& task, const EvalFlags& flags) {
   Client client({.address = address, .timeout = flags.timeout});
@@ -138,12 +150,14 @@ absl::StatusOr<Row> Evaluate(const std::string& server, const std::string& addre
   if (!model.ok()) return model.status();
   row.model = *std::move(model);
   if (task.text) {
-    auto perplexity = EvaluatePerplexity(client, *task.text, task.options);
+    auto perplexity =
+        EvaluatePerplexity(client, *task.text, Showing(task.options, server, "tokens"));
     if (!perplexity.ok()) return perplexity.status();
     row.perplexity = *perplexity;
   }
   if (!task.questions.empty()) {
-    auto accuracy = EvaluateChoices(client, task.questions, task.options);
+    auto accuracy =
+        EvaluateChoices(client, task.questions, Showing(task.options, server, "questions"));
     if (!accuracy.ok()) return accuracy.status();
     row.accuracy = *accuracy;
   }

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "deploy/cli/parallel_calls.h"
 #include "deploy/cli/score_totals.h"
 
@@ -11,6 +13,25 @@ namespace marcoro {
 namespace {
 
 using Ids = std::vector<uint32_t>;
+
+// Counts what calls on several threads have done.
+class Done {
+ public:
+  Done(const EvaluationOptions& options, uint64_t total) : options_(options), total_(total) {}
+
+  void Add(uint64_t count) {
+    if (!options_.progress) return;
+    const absl::MutexLock lock(&mutex_);
+    done_ += count;
+    options_.progress(done_, total_);
+  }
+
+ private:
+  const EvaluationOptions& options_;
+  const uint64_t total_;
+  absl::Mutex mutex_;
+  uint64_t done_ ABSL_GUARDED_BY(mutex_) = 0;
+};
 
 absl::StatusOr<Ids> Tokenize(Client& client, const std::string& text, std::optional<bool> add_bos,
                              const EvaluationOptions& options) {
@@ -121,10 +142,13 @@ absl::StatusOr<PerplexityResult> EvaluatePerplexity(Client& client, const std::s
   if (!tokens.ok()) return tokens.status();
   const auto windows = PlanWindows(tokens->size(), length, static_cast<size_t>(options.stride));
   std::vector<ScoreTotals> totals(windows.size());
+  Done done(options, tokens->size());
   const absl::Status status = CallInParallel(windows.size(), options.concurrency, [&](size_t i) {
     absl::StatusOr<ScoreTotals> window = ScoreWindow(client, *bos, *tokens, windows[i]);
-    if (window.ok()) totals[i] = *window;
-    return window.status();
+    if (!window.ok()) return window.status();
+    totals[i] = *window;
+    done.Add(windows[i].end - windows[i].scored);
+    return absl::OkStatus();
   });
   if (!status.ok()) return status;
   PerplexityResult result;
@@ -158,10 +182,12 @@ absl::StatusOr<AccuracyResult> EvaluateChoices(Client& client,
                                                const std::vector<EvalQuestion>& questions,
                                                const EvaluationOptions& options) {
   std::vector<ChoiceScores> scores(questions.size());
+  Done done(options, questions.size());
   const absl::Status status = CallInParallel(questions.size(), options.concurrency, [&](size_t i) {
     auto one = ScoreChoices(client, questions[i], options);
     if (one.ok()) {
       scores[i] = *std::move(one);
+      done.Add(1);
       return absl::OkStatus();
     }
     return absl::Status(one.status().code(),

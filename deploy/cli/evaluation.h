@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,6 +20,8 @@ struct EvaluationOptions {
   int concurrency = 8;  // calls at a time
   std::optional<bool> add_bos = std::nullopt;  // unset: as the tokenizer is configured
   bool parse_special_tokens = false;
+  // Told, one at a time, how many tokens of the text, or questions, are done of how many.
+  std::function<void(uint64_t done, uint64_t total)> progress = {};
 };
 
 // Tokens [begin, end) of a text, seen by the model in one piece; those from `scored` on count.

@@ -6,25 +6,12 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "deploy/cli/scratch_folder.h"
 
 namespace marcoro {
 
-class RecipeFolder {
- public:
-  // Writes a private temporary folder ($TMPDIR, else /tmp). Errors as OpenModelInput gives them;
-  // UNAVAILABLE if nothing can be written there.
-  static absl::StatusOr<std::unique_ptr<RecipeFolder>> Create(const std::string& recipe);
-  // Removes it.
-  ~RecipeFolder();
-  RecipeFolder(const RecipeFolder&) = delete;
-  RecipeFolder& operator=(const RecipeFolder&) = delete;
-
-  const std::string& path() const { return path_; }
-
- private:
-  explicit RecipeFolder(std::string path) : path_(std::move(path)) {}
-
-  const std::string path_;
-};
+// Errors as OpenModelInput and ScratchFolder::Create give them; UNAVAILABLE if nothing can be
+// written there.
+absl::StatusOr<std::unique_ptr<ScratchFolder>> MakeRecipeFolder(const std::string& recipe);
 
 }  // namespace marcoro

@@ -98,9 +98,9 @@ absl::Status Serve(ServeConfig config) {
   const absl::StatusOr<ProvidedModel> model = ProvideModel(config.model, PullSettings());
   if (!model.ok()) return model.status();
   UseModel(*model, &config);
-  std::unique_ptr<RecipeFolder> folder;
+  std::unique_ptr<ScratchFolder> folder;
   if (IsRecipe(config.model)) {
-    auto created = RecipeFolder::Create(config.model);
+    auto created = MakeRecipeFolder(config.model);
     if (!created.ok()) return created.status();
     folder = *std::move(created);
     UseRecipeFolder(folder->path(), &config);

@@ -158,7 +158,8 @@ void UseRecipeFolder(const std::string& folder, ServeConfig* config) {
   config->coordinator_model = folder;
   std::vector<std::string>& flags = config->coordinator_flags;
   flags.insert(flags.begin(),
-               "--model-name=" + std::filesystem::path(config->model).stem().string());
+               {"--model-name=" + std::filesystem::path(config->model).stem().string(),
+                "--checkpoint-name=" + config->model});
 }
 
 absl::StatusOr<ServeAddresses> ChooseAddresses(const ServeConfig& config) {

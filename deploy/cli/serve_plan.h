@@ -38,8 +38,8 @@ absl::StatusOr<ServeConfig> ParseServe(const std::vector<std::string>& arguments
 // Serves what was provided for config->model. A snapshot's folder is called by its commit, so
 // clients shall know it by the hub's name, unless --model-name gives another.
 void UseModel(const ProvidedModel& model, ServeConfig* config);
-// The same for a recipe, whose model has a folder without weights for the coordinator; it is called
-// by the recipe's name.
+// The same for a recipe, whose model has a folder without weights for the coordinator, which tells
+// clients the recipe's path in its place; it is called by the recipe's name.
 void UseRecipeFolder(const std::string& folder, ServeConfig* config);
 
 // Where the parts of a server listen.

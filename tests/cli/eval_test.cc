@@ -65,7 +65,6 @@ TEST_F(EvalTest, ServersAndModelsAreLinesOfOneTable) {
   const Finished run = Run({"--text=" + text, "--choices=" + questions, "--context=64",
                             "--address=" + cluster.address(), "--model=" + ModelFolder("tiny")});
   EXPECT_EQ(run.exit_code, 0) << run.err;
-  EXPECT_EQ(run.err, "");
   EXPECT_THAT(run.out,
               AllOf(HasSubstr("perplexity"), HasSubstr("normalised"), HasSubstr(cluster.address()),
                     HasSubstr(ModelFolder("tiny")), HasSubstr("100.00 %")));
@@ -76,6 +75,25 @@ TEST_F(EvalTest, ServersAndModelsAreLinesOfOneTable) {
   const std::string served = line(cluster.address());
   EXPECT_EQ(served.substr(served.find_first_not_of(' ')),
             line(ModelFolder("tiny")).substr(line(ModelFolder("tiny")).find_first_not_of(' ')));
+}
+
+// Without a terminal: lines on standard error, the last of each part among them.
+TEST_F(EvalTest, HowFarItIsIsToldBesideTheTable) {
+  Cluster cluster({.model = "tiny"});
+  ASSERT_TRUE(cluster.ready()) << cluster.log();
+  const std::string text = Write("text", "If the file does not exist, raise");  // 9 tokens
+  const std::string questions =
+      Write("questions",
+            "{\"prompt\":\"Return\",\"choices\":[\" the\",\" a\"],\"answer\":0}\n"
+            "{\"prompt\":\"If\",\"choices\":[\" the\",\" a\"],\"answer\":0}\n");
+  const Finished run =
+      Run({"--text=" + text, "--choices=" + questions, "--address=" + cluster.address()});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(std::count(run.out.begin(), run.out.end(), '\n'), 2) << run.out;
+  const std::string label = "marcoro eval: evaluating " + cluster.address();
+  EXPECT_THAT(run.err, AllOf(HasSubstr(label + " 100 %, 9 of 9 tokens, "),
+                             HasSubstr(label + " 100 %, 2 of 2 questions, ")));
+  EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 2) << run.err;
 }
 
 TEST_F(EvalTest, AModelThatCannotBeServedIsOneLineBesideItsOwnLastWords) {

@@ -23,6 +23,7 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::FieldsAre;
 using ::testing::HasSubstr;
+using ::testing::Pair;
 
 constexpr uint32_t kBos = 1;
 constexpr uint32_t kJoined = 1000;  // "ab"
@@ -137,6 +138,20 @@ TEST_F(EvaluationTest, ALongTextIsSummedOverWindowsByTokens) {
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->tokens, 10u);
   EXPECT_DOUBLE_EQ(result->logprob_sum, -(1 + 2 + 3 + 4) - 3 * (3 + 4));
+}
+
+TEST_F(EvaluationTest, TellsHowManyTokensOrQuestionsAreDone) {
+  Client client({.address = server_.address()});
+  std::vector<std::pair<uint64_t, uint64_t>> told;
+  EvaluationOptions options = {.context = 5, .stride = 2, .concurrency = 1};
+  options.progress = [&told](uint64_t done, uint64_t total) { told.emplace_back(done, total); };
+  ASSERT_TRUE(EvaluatePerplexity(client, "wxyzwxyzwx", options).ok());
+  EXPECT_THAT(told, ElementsAre(Pair(4, 10), Pair(6, 10), Pair(8, 10), Pair(10, 10)));
+  told.clear();
+  options.concurrency = 2;
+  const EvalQuestion question = Question("pp", {"x", "y"}, 0);
+  ASSERT_TRUE(EvaluateChoices(client, {question, question, question}, options).ok());
+  EXPECT_THAT(told, ElementsAre(Pair(1, 3), Pair(2, 3), Pair(3, 3)));
 }
 
 TEST_F(EvaluationTest, WithoutABeginningTokenTheFirstTokenDoesNotCount) {

@@ -144,6 +144,27 @@ TEST_F(MergeTest, WritesConfigTokenizerRecipeAndCard) {
   EXPECT_THAT(card, HasSubstr("```yaml\nslices:\n"));
 }
 
+TEST_F(MergeTest, OfFp8ParentsIsAPlainCheckpoint) {
+  // Its base has an hf_quant_config.json.
+  const std::string recipe = TestData("quantized/recipes/slerp_of_formats.yml");
+  const Finished run = Merge({recipe, out_});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_FALSE(fs::exists(out_ + "/hf_quant_config.json"));
+  EXPECT_FALSE(Json::parse(ReadFile(out_ + "/config.json")).contains("quantization_config"));
+  const StoredTensors plain = ReadTensors(TestData("quantized/bf16"));
+  const StoredTensors merged = ReadTensors(out_);
+  EXPECT_EQ(merged.size(), plain.size());
+  for (const auto& [name, tensor] : plain) {
+    ASSERT_TRUE(merged.contains(name)) << name;
+    EXPECT_EQ(merged.at(name).dtype, tensor.dtype) << name;
+    EXPECT_EQ(merged.at(name).shape, tensor.shape) << name;
+  }
+  // And it can be quantized, whatever its parents were.
+  const Finished quantized =
+      RunToEnd({Program("marcoro"), "quantize", recipe, folder_.File("fp8")}, absl::Seconds(60));
+  EXPECT_EQ(quantized.exit_code, 0) << quantized.err;
+}
+
 TEST_F(MergeTest, TheRecipesChatTemplateIsWritten) {
   const std::string recipe = folder_.File("recipe.yml");
   WriteFile(recipe, "models:\n- model: " + TestData("merge/parents/a") +

@@ -111,7 +111,8 @@ TEST(UseModelTest, ARecipeIsMergedByTheWorkersAndCalledByItsName) {
   ASSERT_TRUE(config.ok());
   UseRecipeFolder("/tmp/made", &*config);
   EXPECT_THAT(CoordinatorArguments(*config, TwoReplicas(), kPrograms),
-              IsSupersetOf({"--model=/tmp/made", "--model-name=marcoro"}));
+              IsSupersetOf({"--model=/tmp/made", "--model-name=marcoro",
+                            "--checkpoint-name=recipes/marcoro.yml"}));
   EXPECT_THAT(WorkerArguments(*config, TwoReplicas(), 0, 0, 1, kPrograms),
               Contains("--model=recipes/marcoro.yml"));
 }

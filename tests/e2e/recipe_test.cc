@@ -2,9 +2,11 @@
 // for bit, at every tensor-parallel degree, and after a crash.
 #include <signal.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
@@ -17,8 +19,8 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 
-std::string Recipe(const std::string& name) {
-  return absl::StrCat(ModelFolder("merge"), "/recipes/", name, ".yml");
+std::string Recipe(const std::string& name, const std::string& folder = "merge") {
+  return absl::StrCat(ModelFolder(folder), "/recipes/", name, ".yml");
 }
 
 class RecipeTest : public testing::Test {
@@ -47,11 +49,17 @@ std::vector<std::string> Answers(Client& client) {
   return bits;
 }
 
-class ServedRecipe : public RecipeTest, public testing::WithParamInterface<const char*> {};
+struct Served {
+  const char* folder;
+  const char* name;
+};
+
+class ServedRecipe : public RecipeTest, public testing::WithParamInterface<Served> {};
 
 TEST_P(ServedRecipe, GivesTheBitsOfItsWrittenMergeAtEveryDegree) {
-  const std::string written = (folder_ / GetParam()).string();
-  const Finished merge = RunToEnd({Program("marcoro"), "merge", Recipe(GetParam()), written});
+  const std::string recipe = Recipe(GetParam().name, GetParam().folder);
+  const std::string written = (folder_ / GetParam().name).string();
+  const Finished merge = RunToEnd({Program("marcoro"), "merge", recipe, written});
   ASSERT_EQ(merge.exit_code, 0) << merge.err;
   std::vector<std::string> expected;
   {
@@ -61,15 +69,20 @@ TEST_P(ServedRecipe, GivesTheBitsOfItsWrittenMergeAtEveryDegree) {
   }
   for (const int tp : {1, 2}) {
     SCOPED_TRACE(tp);
-    Cluster cluster({.model = Recipe(GetParam()), .tp = tp});
+    Cluster cluster({.model = recipe, .tp = tp});
     ASSERT_TRUE(cluster.ready()) << cluster.log();
     EXPECT_TRUE(Answers(cluster.client()) == expected) << "the bits differ";
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, ServedRecipe,
-                         testing::Values("slerp_gradient", "ties", "passthrough_stack"),
-                         [](const auto& test) { return std::string(test.param); });
+                         testing::Values(Served{"merge", "slerp_gradient"}, Served{"merge", "ties"},
+                                         Served{"merge", "passthrough_stack"}),
+                         [](const auto& test) { return std::string(test.param.name); });
+INSTANTIATE_TEST_SUITE_P(Fp8Parents, ServedRecipe,
+                         testing::Values(Served{"quantized", "slerp_of_formats"},
+                                         Served{"quantized", "passthrough_stack"}),
+                         [](const auto& test) { return std::string(test.param.name); });
 
 TEST_F(RecipeTest, AWorkerThatMergesAgainAfterACrashGivesTheSameBits) {
   Cluster cluster({.model = Recipe("slerp_gradient"), .tp = 2});
@@ -80,17 +93,64 @@ TEST_F(RecipeTest, AWorkerThatMergesAgainAfterACrashGivesTheSameBits) {
   EXPECT_TRUE(cluster.AwaitAllReplicas());
 }
 
-TEST_F(RecipeTest, TheServerTellsItsNameAndLeavesNoFolderBehind) {
-  ASSERT_EQ(setenv("TMPDIR", folder_.c_str(), 1), 0);
+// Where `marcoro serve` keeps what it writes for coordinators: a folder for each server.
+class ServersFolder : public RecipeTest {
+ protected:
+  ServersFolder() { setenv("TMPDIR", folder_.c_str(), 1); }
+  ~ServersFolder() override { unsetenv("TMPDIR"); }
+
+  std::set<std::string> Folders() const {
+    std::set<std::string> folders;
+    for (const auto& entry :
+         fs::directory_iterator(folder_ / absl::StrCat("marcoro-", geteuid()))) {
+      if (entry.is_directory()) folders.insert(entry.path());
+    }
+    return folders;
+  }
+};
+
+TEST_F(ServersFolder, GoesAwayWithTheServerWhichTellsTheRecipeInItsPlace) {
   {
     Cluster cluster({.model = Recipe("slerp_gradient")});
     ASSERT_TRUE(cluster.ready()) << cluster.log();
-    const Reply reply = cluster.client().Generate(Greedy("Return", 1));
-    EXPECT_EQ(reply.response.model(), "slerp_gradient");
-    EXPECT_FALSE(fs::is_empty(folder_)) << "the coordinator's folder";
+    const auto model = cluster.client().Model();
+    EXPECT_EQ(model.name(), "slerp_gradient");
+    EXPECT_EQ(model.checkpoint(), Recipe("slerp_gradient"));
+    EXPECT_EQ(Folders().size(), 1u);
   }
-  unsetenv("TMPDIR");
-  EXPECT_TRUE(fs::is_empty(folder_));
+  EXPECT_TRUE(Folders().empty());
+}
+
+TEST_F(ServersFolder, OfAKilledServerIsRemovedByTheNextAndNoOther) {
+  std::set<std::string> living;
+  Cluster first({.model = Recipe("slerp_gradient")});
+  ASSERT_TRUE(first.ready()) << first.log();
+  living = Folders();
+  std::string dead;
+  {
+    const int port = FreePorts(3);
+    Process second({Program("marcoro"), "serve", "--model=" + Recipe("ties"),
+                    absl::StrCat("--listen=127.0.0.1:", port),
+                    absl::StrCat("--metrics=127.0.0.1:", port + 1)});
+    ASSERT_TRUE(second.AwaitOutput("ready:", absl::Seconds(60))) << second.err();
+    for (const std::string& folder : Folders()) {
+      if (!living.contains(folder)) dead = folder;
+    }
+    second.Signal(SIGKILL);
+    EXPECT_EQ(second.AwaitExit(absl::Seconds(5)), 128 + SIGKILL);
+    EXPECT_TRUE(second.AwaitTreeGone(absl::Seconds(5)));
+  }
+  ASSERT_TRUE(fs::exists(dead)) << "the killed one could not clean up";
+  Cluster third({.model = Recipe("passthrough_stack")});
+  ASSERT_TRUE(third.ready()) << third.log();
+  EXPECT_FALSE(fs::exists(dead));
+  for (const std::string& folder : living) EXPECT_TRUE(fs::exists(folder)) << folder;
+  EXPECT_EQ(Folders().size(), 2u);
+  // The first has its files still: its coordinator can be started again.
+  kill(first.CoordinatorPid(), SIGKILL);
+  EXPECT_TRUE(Eventually([&] {
+    return Client(first.address()).Generate(Greedy("Return", 1)).status.ok();
+  })) << first.log();
 }
 
 TEST_F(RecipeTest, ABadRecipeIsOneLineThatNamesFileAndLine) {

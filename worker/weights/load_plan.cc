@@ -13,13 +13,6 @@
 namespace marcoro {
 namespace {
 
-bool IsReadable(const TensorSource& source, const TensorInfo& tensor) {
-  const std::string& dtype = tensor.dtype;
-  // Codes without scales would be numbers to quantize, if they were numbers.
-  if (dtype == kE4M3Name) return source.FormOf(tensor) != Fp8Form::kQuantize;
-  return dtype == "BF16" || dtype == "F16" || dtype == "F32";
-}
-
 absl::Status CheckTensor(const TensorSource& source, const ModelTensor& expected) {
   const TensorInfo* tensor = source.Find(expected.name);
   if (tensor == nullptr) {
@@ -114,6 +107,13 @@ class Planner {
 };
 
 }  // namespace
+
+bool IsReadable(const TensorSource& source, const TensorInfo& tensor) {
+  const std::string& dtype = tensor.dtype;
+  // Codes without scales would be numbers to quantize, if they were numbers.
+  if (dtype == kE4M3Name) return source.FormOf(tensor) != Fp8Form::kQuantize;
+  return dtype == "BF16" || dtype == "F16" || dtype == "F32";
+}
 
 absl::Status CheckTensors(const TensorSource& source, const ModelConfig& config,
                           std::vector<std::string>* unused) {

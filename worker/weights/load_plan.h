@@ -38,6 +38,9 @@ struct LoadJob {
   int64_t columns() const { return packed() ? weight.shape.columns : matrix.columns; }
 };
 
+// Whether ReadRows can read the tensor: BF16, F16, F32, or FP8 codes that have scales.
+bool IsReadable(const TensorSource& source, const TensorInfo& tensor);
+
 // Checks that the source has every tensor of the model in its right shape and a readable type, and
 // no bias. What else it has is named in *unused, but for the scales of quantized linear weights and
 // of their inputs. INVALID_ARGUMENT, naming origin and tensor, otherwise.

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <utility>
 
@@ -43,9 +44,10 @@ std::string FormatSeconds(double seconds) {
 
 }  // namespace
 
-ProgressOptions ProgressOptions::ForStderr(std::string label) {
+ProgressOptions ProgressOptions::ForStderr(std::string label, std::string unit) {
   ProgressOptions options;
   options.label = std::move(label);
+  options.unit = std::move(unit);
   options.terminal = isatty(STDERR_FILENO) == 1;
   if (options.terminal) {
     options.write = [](const std::string& text) {
@@ -61,6 +63,10 @@ ProgressOptions ProgressOptions::ForStderr(std::string label) {
 ProgressReporter::ProgressReporter(ProgressOptions options)
     : options_(std::move(options)), start_(options_.now()), shown_at_(start_) {}
 
+ProgressReporter::~ProgressReporter() {
+  if (drawn_) options_.write("\n");
+}
+
 void ProgressReporter::Update(uint64_t done, uint64_t total) {
   if (finished_) return;
   finished_ = done >= total;
@@ -70,7 +76,14 @@ void ProgressReporter::Update(uint64_t done, uint64_t total) {
   shown_done_ = done;
   const std::string line = Line(done, total, now);
   if (!options_.terminal) return options_.write(line);
+  drawn_ = !finished_;
   options_.write(absl::StrCat("\r", line, "\x1b[K", finished_ ? "\n" : ""));
+}
+
+std::string ProgressReporter::Amount(double count) const {
+  if (options_.unit.empty()) return FormatBytes(count);
+  return absl::StrFormat("%.*f %s", count < 10 && count != std::floor(count) ? 1 : 0, count,
+                         options_.unit);
 }
 
 bool ProgressReporter::IsDue(uint64_t done, uint64_t total, absl::Time now) const {
@@ -89,12 +102,13 @@ std::string ProgressReporter::Line(uint64_t done, uint64_t total, absl::Time now
     absl::StrAppend(&line, "[", std::string(filled, '#'), std::string(kBarWidth - filled, '-'),
                     "] ");
   }
-  absl::StrAppendFormat(&line, "%3.0f %%, %s of %s", fraction * 100,
-                        FormatBytes(static_cast<double>(done)),
-                        FormatBytes(static_cast<double>(total)));
+  absl::StrAppendFormat(
+      &line, "%3.0f %%, %s of %s", fraction * 100,
+      options_.unit.empty() ? FormatBytes(static_cast<double>(done)) : absl::StrCat(done),
+      Amount(static_cast<double>(total)));
   if (seconds <= 0 || done == 0) return line;
   const double rate = static_cast<double>(done) / seconds;
-  absl::StrAppend(&line, ", ", FormatBytes(rate), "/s, ");
+  absl::StrAppend(&line, ", ", Amount(rate), "/s, ");
   if (done >= total) return absl::StrCat(line, "done in ", FormatSeconds(seconds));
   return absl::StrCat(line, FormatSeconds(static_cast<double>(total - done) / rate), " left");
 }

@@ -49,6 +49,16 @@ class ServedModelTest : public testing::Test {
   std::filesystem::path directory_;
 };
 
+TEST_F(ServedModelTest, TheCheckpointIsTheFolderOrWhatItIsSaidToBe) {
+  EXPECT_EQ((*Load())->checkpoint, directory_.string());
+  ServedModelOptions options;
+  options.directory = directory_.string();
+  options.checkpoint = "recipes/merge.yml";
+  const auto model = LoadServedModel(options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ((*model)->checkpoint, "recipes/merge.yml");
+}
+
 TEST_F(ServedModelTest, AConfigurationAloneIsEnoughForTokenIds) {
   const auto model = Load();
   ASSERT_TRUE(model.ok()) << model.status();

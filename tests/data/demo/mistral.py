@@ -1,4 +1,5 @@
-"""The Mistral architecture in plain PyTorch, its files as a hub serves them, and a spherical merge of two."""
+"""The Mistral architecture in plain PyTorch, its files as a hub serves them, and a spherical merge
+of two."""
 
 import json
 import math
@@ -45,13 +46,18 @@ class RmsNorm(nn.Module):
 
     def forward(self, x):
         x = x.float()
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + CONFIG["rms_norm_eps"])
+        return (
+            self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + CONFIG["rms_norm_eps"])
+        )
 
 
 def rotate(x, cosine, sine):
-    """x (batch, heads, tokens, head_dim): the first half of a head's elements pairs with the second."""
+    """x (batch, heads, tokens, head_dim): the first half of a head's elements pairs with the
+    second."""
     first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(x.dtype)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(
+        x.dtype
+    )
 
 
 class Attention(nn.Module):
@@ -65,7 +71,9 @@ class Attention(nn.Module):
     def forward(self, x, cosine, sine):
         heads = lambda y, count: y.view(*y.shape[:2], count, HEAD_DIM).transpose(1, 2)
         query = rotate(heads(self.q_proj(x), HEADS), cosine, sine)
-        key = rotate(heads(self.k_proj(x), KV_HEADS), cosine, sine).repeat_interleave(HEADS // KV_HEADS, dim=1)
+        key = rotate(heads(self.k_proj(x), KV_HEADS), cosine, sine).repeat_interleave(
+            HEADS // KV_HEADS, dim=1
+        )
         value = heads(self.v_proj(x), KV_HEADS).repeat_interleave(HEADS // KV_HEADS, dim=1)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
@@ -106,8 +114,11 @@ class Mistral(nn.Module):
         residual = 0.02 * math.sqrt(6 / (2 * CONFIG["num_hidden_layers"]))
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=residual if "o_proj" in name or "down_proj" in name else 0.04)
-        self.lm_head.weight.data.copy_(self.model.embed_tokens.weight)  # where copying is the first thing to learn, this is a start
+                nn.init.normal_(
+                    parameter, std=residual if "o_proj" in name or "down_proj" in name else 0.04
+                )
+        # Where copying is the first thing to learn, this is a start.
+        self.lm_head.weight.data.copy_(self.model.embed_tokens.weight)
 
     def forward(self, ids):
         """ids (batch, tokens) → logits (batch, tokens, vocabulary)."""
@@ -152,7 +163,8 @@ def slerp(t, base, other):
 
 
 def merge(base, other, parameters):
-    """The recipe's `parameters.t`: the first filter that is part of a tensor's name decides, a list is a gradient over the layers."""
+    """The recipe's `parameters.t`: the first filter that is part of a tensor's name decides, a list
+    is a gradient over the layers."""
 
     def t_of(name):
         value = next(entry["value"] for entry in parameters["t"] if entry.get("filter", "") in name)

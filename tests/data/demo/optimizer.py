@@ -1,10 +1,12 @@
-"""Muon: momentum whose matrices are made orthogonal before they are added (Jordan et al., 2024), and AdamW for the rest."""
+"""Muon: momentum whose matrices are made orthogonal before they are added (Jordan et al., 2024),
+and AdamW for the rest."""
 
 import torch
 
 
 def orthogonal(matrices):
-    """matrices (count, rows, columns) with their singular values moved close to 1, by Newton and Schulz's iteration."""
+    """matrices (count, rows, columns) with their singular values moved close to 1, by Newton and
+    Schulz's iteration."""
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
@@ -16,7 +18,8 @@ def orthogonal(matrices):
 
 
 class Optimizer:
-    """Muon for the matrices of layers, whose first momentum finds copying many times sooner than AdamW alone; AdamW for the others."""
+    """Muon for the matrices of layers, whose first momentum finds copying many times sooner than
+    AdamW alone; AdamW for the others."""
 
     MOMENTUM = 0.95
     WEIGHT_DECAY = 0.1
@@ -30,12 +33,15 @@ class Optimizer:
                 self.by_shape.setdefault(parameter.shape, []).append(parameter)
             else:
                 others.append(parameter)
-        self.momentum = {shape: torch.zeros(len(group), *shape) for shape, group in self.by_shape.items()}
+        self.momentum = {
+            shape: torch.zeros(len(group), *shape) for shape, group in self.by_shape.items()
+        }
         self.adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0)
 
     @torch.no_grad()
     def step(self, rate):
-        """rate: AdamW's; that of the matrices, whose every step has the same norm, is in proportion."""
+        """rate: AdamW's; that of the matrices, whose every step has the same norm, is in
+        proportion."""
         for group in self.adam.param_groups:
             group["lr"] = rate
         self.adam.step()

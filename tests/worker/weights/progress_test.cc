@@ -18,6 +18,7 @@ class Progress : public ::testing::Test {
   ProgressReporter Make(bool terminal) {
     ProgressOptions options;
     options.label = "loading";
+    options.unit = unit_;
     options.terminal = terminal;
     options.write = [this](const std::string& text) { written_.push_back(text); };
     options.now = [this] { return now_; };
@@ -28,6 +29,7 @@ class Progress : public ::testing::Test {
 
   absl::Time now_ = absl::UnixEpoch();
   std::vector<std::string> written_;
+  std::string unit_;
 };
 
 constexpr uint64_t kTotal = 14'500'000'000;
@@ -56,6 +58,32 @@ TEST_F(Progress, BarEndsItsLineOnce) {
   reporter.Update(kTotal, kTotal);
   EXPECT_THAT(Take(), ElementsAre("\rloading [##############################] 100 %, 14 GB of "
                                   "14 GB, 3.6 GB/s, done in 4 s\x1b[K\n"));
+}
+
+TEST_F(Progress, ABarThatIsGivenUpEndsItsLine) {
+  {
+    ProgressReporter reporter = Make(/*terminal=*/true);
+    now_ += absl::Seconds(1);
+    reporter.Update(1, 4);
+    Take();
+  }
+  EXPECT_THAT(Take(), ElementsAre("\n"));
+  {
+    ProgressReporter reporter = Make(/*terminal=*/true);
+  }
+  EXPECT_THAT(Take(), IsEmpty()) << "nothing was drawn";
+}
+
+TEST_F(Progress, CountsWhatItIsToldTo) {
+  unit_ = "tokens";
+  ProgressReporter reporter = Make(/*terminal=*/false);
+  now_ += absl::Seconds(10);
+  reporter.Update(512, 2048);
+  EXPECT_THAT(Take(), ElementsAre("loading  25 %, 512 of 2048 tokens, 51 tokens/s, 30 s left"));
+  now_ += absl::Seconds(990);
+  reporter.Update(2048, 2048);
+  EXPECT_THAT(Take(),
+              ElementsAre("loading 100 %, 2048 of 2048 tokens, 2.0 tokens/s, done in 16 min 40 s"));
 }
 
 TEST_F(Progress, LinesComeAtTenPercentButNotWithinTwoSeconds) {

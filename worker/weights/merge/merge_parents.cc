@@ -34,12 +34,6 @@ absl::StatusOr<int32_t> MergeParents::Find(const RecipeText& reference) {
   }
   absl::StatusOr<ModelConfig> config = LoadModelConfig(*directory);
   if (!config.ok()) return NamedAt(recipe_path_, reference, config.status());
-  if (!config->quantization.empty()) {
-    return NamedAt(recipe_path_, reference,
-                   absl::InvalidArgumentError(
-                       absl::StrCat(*directory, ": is quantized (", config->quantization,
-                                    "): only models of plain numbers are merged")));
-  }
   parents_.push_back({.model = {.reference = reference.text, .directory = *std::move(directory)},
                       .position = reference.position,
                       .config = *std::move(config),

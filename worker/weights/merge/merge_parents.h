@@ -32,12 +32,11 @@ class MergeParents {
 
   // Index of the model of that name, whose folder and config.json are looked up the first time. Two
   // names of one folder are one model. INVALID_ARGUMENT, naming the recipe's place and what was
-  // looked for or what is wrong, if there is no such model, one that is not of the architecture, or
-  // one that is quantized.
+  // looked for or what is wrong, if there is no such model, or one that is not of the architecture.
   absl::StatusOr<int32_t> Find(const RecipeText& reference);
 
-  // Opens the tensors of parent `index`, unless they are open. Errors as of CheckpointSource::Open,
-  // naming the recipe's place.
+  // Opens the tensors of parent `index`, unless they are open: plain ones, or FP8 in any format
+  // that CheckpointSource reads. Errors as of CheckpointSource::Open, naming the recipe's place.
   absl::Status OpenTensors(int32_t index);
 
   const MergeParent& at(int32_t index) const { return parents_[static_cast<size_t>(index)]; }

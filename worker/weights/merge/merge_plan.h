@@ -62,8 +62,8 @@ struct MergePlan {
   std::vector<MergeModel> models;
   int32_t base_model = -1;  // index into models; -1: none
   // safetensors' names. Inputs are rounded to `dtype` before they are used ("": brought to the type
-  // of all of them, or F32 where theirs differ); outputs are first rounded to that, then to
-  // `out_dtype` ("": left at that).
+  // of all of them, or F32 where theirs differ; FP8 weights count as of their checkpoint's type for
+  // plain numbers); outputs are first rounded to that, then to `out_dtype` ("": left at that).
   std::string dtype;
   std::string out_dtype;
   uint64_t seed = 0;                 // of the random masks of dare_*

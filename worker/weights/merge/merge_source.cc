@@ -213,6 +213,7 @@ absl::Status MergeSource::HashContents(const TensorInfo& tensor, Sha256& hash) {
   hash.Text(plan_.method);
   hash.Text(plan_.dtype);
   hash.Text(plan_.out_dtype);
+  hash.Number(static_cast<uint64_t>(merged.dtype()));
   hash.Number(plan_.seed);
   hash.Number(static_cast<uint64_t>(int64_t{merge.base}));
   HashParameters(merge.parameters, hash);

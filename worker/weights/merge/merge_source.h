@@ -19,8 +19,9 @@ namespace marcoro {
 
 class MergeSource : public TensorSource {
  public:
-  // Opens the parents. INVALID_ARGUMENT (or what CheckpointSource::Open gives), naming the parent,
-  // for tensors that are missing, cannot be read or have other shapes than their partners.
+  // Opens the parents, whose FP8 weights are dequantized (TensorSource::ReadRows). INVALID_ARGUMENT
+  // (or what CheckpointSource::Open gives), naming the parent, for tensors that are missing, cannot
+  // be read or have other shapes than their partners.
   static absl::StatusOr<std::unique_ptr<MergeSource>> Open(MergePlan plan);
 
   std::string Description() const override;

@@ -27,6 +27,8 @@ absl::StatusOr<ordered_json> ReadConfig(const std::string& directory) {
 }
 
 void SetShape(const MergedShape& shape, ordered_json& config) {
+  // FP8 parents are dequantized: the merge holds plain numbers.
+  for (const char* key : {"quantization_config", "compression_config"}) config.erase(key);
   if (config["num_hidden_layers"] != shape.layers) config.erase("layer_types");  // one per layer
   config["num_hidden_layers"] = shape.layers;
   config["vocab_size"] = shape.vocabulary_size;

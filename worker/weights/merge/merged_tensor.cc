@@ -6,16 +6,24 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "worker/weights/merge/merge_kernels.h"
+#include "worker/weights/model_tensors.h"
 #include "worker/weights/quantize.h"
+#include "worker/weights/weight_scales.h"
 
 namespace marcoro {
 namespace {
 
-// Pre-quantized numbers are read as float32.
 DType TypeNamed(std::string_view name) {
   if (name == "BF16") return DType::kBF16;
   if (name == "F16") return DType::kF16;
   return DType::kF32;
+}
+
+// The type of a parent's tensor; of FP8 codes the one that their checkpoint has for plain numbers.
+DType TypeOf(const ParentTensor& parent) {
+  if (parent.info->dtype != kE4M3Name) return TypeNamed(parent.info->dtype);
+  const TensorInfo* plain = parent.source->Find(kEmbeddingName);
+  return plain == nullptr || plain->dtype == kE4M3Name ? DType::kBF16 : TypeNamed(plain->dtype);
 }
 
 const char* NameOf(DType dtype) {
@@ -26,10 +34,10 @@ const char* NameOf(DType dtype) {
 
 // The type of the parents' tensors, or the smallest that holds all of theirs.
 DType CommonType(const std::vector<ParentTensor>& parents) {
-  const DType first = TypeNamed(parents[0].info->dtype);
-  const bool same = std::all_of(
-      parents.begin(), parents.end(),
-      [first](const ParentTensor& parent) { return TypeNamed(parent.info->dtype) == first; });
+  const DType first = TypeOf(parents[0]);
+  const bool same =
+      std::all_of(parents.begin(), parents.end(),
+                  [first](const ParentTensor& parent) { return TypeOf(parent) == first; });
   return same ? first : DType::kF32;
 }
 

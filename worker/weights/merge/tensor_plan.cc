@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "worker/weights/load_plan.h"
 #include "worker/weights/merge/merge_parameters.h"
 #include "worker/weights/model_tensors.h"
 
@@ -128,8 +129,9 @@ absl::Status TensorPlanner::CheckStored(const ModelTensor& tensor, const SliceIn
     return fail(
         absl::StrCat("is ", FormatShape(stored->shape), ", must be ", FormatShape(expected)));
   }
-  if (stored->dtype != "BF16" && stored->dtype != "F16" && stored->dtype != "F32") {
-    return fail(absl::StrCat("is ", stored->dtype, ": BF16, F16 and F32 can be merged"));
+  if (!IsReadable(*parent.tensors, *stored)) {
+    return fail(
+        absl::StrCat("is ", stored->dtype, ": BF16, F16, F32 and FP8 with scales can be merged"));
   }
   return absl::OkStatus();
 }

@@ -104,18 +104,19 @@ INSTANTIATE_TEST_SUITE_P(Methods, RecipeOfSmallModels,
                                            "dare_linear", "dare_ties", "passthrough"),
                          [](const auto& method) { return method.param; });
 
-TEST_P(RecipeOfSmallModels, IsServedAsItsWrittenMerge) {
-  const MergePlan plan = PlanMerge(WriteRecipe(GetParam())).value();
+// Compares what the ranks of each degree load of the recipe with what they load of its written
+// merge.
+void ExpectLoadedAsWritten(const MergePlan& plan, const std::vector<int>& world_sizes) {
   // Written by the tests' own code.
-  std::filesystem::create_directory(folder_.File("written"));
-  testing::WriteTensors(folder_.File("written") + "/model.safetensors",
+  const TempFolder folder;
+  testing::WriteTensors(folder.File("model.safetensors"),
                         testing::WrittenMerge(**MergeSource::Open(plan)));
-  WriteFile(folder_.File("written") + "/config.json", plan.config_json);
-  const ModelConfig config = LoadModelConfig(folder_.File("written")).value();
-  auto written = CheckpointSource::Open(folder_.File("written")).value();
+  WriteFile(folder.File("config.json"), plan.config_json);
+  const ModelConfig config = LoadModelConfig(folder.path()).value();
+  auto written = CheckpointSource::Open(folder.path()).value();
 
   for (const DType linear : {DType::kF8E4M3, DType::kBF16}) {
-    for (const int world_size : {1, 2, 4}) {
+    for (const int world_size : world_sizes) {
       for (const int rank : {0, world_size - 1}) {
         const Shard shard{rank, world_size};
         // A source of its own for each rank, as in processes of their own.
@@ -126,6 +127,22 @@ TEST_P(RecipeOfSmallModels, IsServedAsItsWrittenMerge) {
       }
     }
   }
+}
+
+TEST_P(RecipeOfSmallModels, IsServedAsItsWrittenMerge) {
+  ExpectLoadedAsWritten(PlanMerge(WriteRecipe(GetParam())).value(), {1, 2, 4});
+}
+
+class RecipeOfFp8Models : public ::testing::TestWithParam<const char*> {};
+
+INSTANTIATE_TEST_SUITE_P(Recipes, RecipeOfFp8Models,
+                         ::testing::Values("slerp_of_formats", "linear_of_all",
+                                           "passthrough_stack"),
+                         [](const auto& recipe) { return std::string(recipe.param); });
+
+TEST_P(RecipeOfFp8Models, IsServedAsItsWrittenMerge) {
+  const std::string recipe = TestData(std::string("quantized/recipes/") + GetParam() + ".yml");
+  ExpectLoadedAsWritten(PlanMerge(recipe).value(), {1, 2});
 }
 
 }  // namespace

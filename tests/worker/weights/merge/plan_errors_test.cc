@@ -106,10 +106,11 @@ TEST_F(RefusedPlan, AnotherArchitecture) {
                                        HasSubstr("MistralForCausalLM")));
 }
 
-TEST_F(RefusedPlan, AQuantizedParent) {
-  ChangeConfig("b", "quantization_config", {{"quant_method", "fp8"}});
+TEST_F(RefusedPlan, AParentThatIsQuantizedInAWayThatIsNotRead) {
+  ChangeConfig("b", "quantization_config", {{"quant_method", "gptq"}});
   EXPECT_THAT(Error(kTwoModels),
-              AllOf(StartsWith("recipe.yml:3:10: model 'parents/b': "), HasSubstr("is quantized")));
+              AllOf(StartsWith("recipe.yml:3:10: model 'parents/b': "),
+                    HasSubstr("\"gptq\": fp8, compressed-tensors and modelopt")));
 }
 
 TEST_F(RefusedPlan, ParentsOfOtherShapes) {
@@ -151,7 +152,8 @@ TEST_F(RefusedPlan, ATypeThatCannotBeMerged) {
   StoredTensors tensors = ZeroTensors({});
   tensors["model.norm.weight"].dtype = "I16";
   WriteB(tensors);
-  EXPECT_THAT(Error(kTwoModels), HasSubstr("tensor model.norm.weight is I16: BF16, F16 and F32"));
+  EXPECT_THAT(Error(kTwoModels),
+              HasSubstr("tensor model.norm.weight is I16: BF16, F16, F32 and FP8"));
 }
 
 TEST_F(RefusedPlan, ATruncatedFile) {
