@@ -135,7 +135,6 @@ cp "$root/tests/gpu/run.sh" "$output/"
   echo "commit=$(git -C "$root" describe --always --dirty 2>/dev/null || echo unknown)"
   echo "architectures=$(sed -n 's/^CMAKE_CUDA_ARCHITECTURES:[A-Z]*=//p' "$build/CMakeCache.txt")"
   echo "glibc=$(newest_glibc)"
-  echo "nccl=$(readelf --dynamic "$output/bin/marcoro-worker" | sed -nE 's/.*\[(libnccl[^]]*)\].*/\1/p')"
 } >"$output/pack.txt"
 
 # The same kernels are in many programs: a large dictionary finds them again.
