@@ -139,6 +139,8 @@ struct StepLimits {
   std::vector<WeightShape> weights;  // every shape that Matmul is asked for
 };
 
+class RowStage;  // row_stage.h
+
 struct BackendOptions {
   // "auto" (the best this processor runs), "avx512" (needs F, BW, VL, VBMI and BF16), "avx2" (needs
   // FMA and F16C), "reference", "cuda" (an NVIDIA GPU of compute capability 8.0 or newer).
@@ -204,6 +206,10 @@ class Backend {
   // the caller's to fill in.
   virtual void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count,
                           const void* source) const = 0;
+
+  // A stage whose memory has so many bytes, through which weights are filled faster than by
+  // PackWeight; null where nothing is faster. RESOURCE_EXHAUSTED without the memory. For any thread.
+  virtual absl::StatusOr<std::unique_ptr<RowStage>> MakeRowStage(size_t bytes) const;
 
   // Bytes of one block of one layer: 16 positions of keys and values.
   virtual size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim) const = 0;

@@ -3,6 +3,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/op_checks.h"
+#include "kernels/row_stage.h"
 
 namespace marcoro {
 
@@ -14,6 +15,10 @@ absl::Status Backend::Upload(const void* source, void* memory, size_t bytes) {
 absl::Status Backend::Download(const void* memory, void* out, size_t bytes) {
   if (bytes > 0) std::memcpy(out, memory, bytes);
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<RowStage>> Backend::MakeRowStage(size_t bytes) const {
+  return nullptr;
 }
 
 void Backend::GatherRows(const Tensor& from, absl::Span<const int32_t> rows, const Tensor& to) {

@@ -64,6 +64,15 @@ void CheckPackWeight(const PackedWeight& weight, int64_t first_row, int64_t coun
   MARCORO_CHECK(count % 64 == 0 || first_row + count == weight.shape.rows);
 }
 
+void CheckStagedRows(const StagedRows& rows, int64_t kept_columns) {
+  MARCORO_CHECK(rows.count > 0);
+  MARCORO_CHECK(rows.first_column >= 0 && kept_columns > 0);
+  MARCORO_CHECK(rows.first_column + kept_columns <= rows.columns);
+  MARCORO_CHECK((rows.scales != nullptr) == (rows.dtype == DType::kF8E4M3));
+  // Codes are not looked at: they come as the weight holds them.
+  MARCORO_CHECK(rows.dtype != DType::kF8E4M3 || rows.columns == kept_columns);
+}
+
 void CheckEmbed(absl::Span<const int32_t> ids, const Tensor& table, const Tensor& out) {
   MARCORO_CHECK(table.dtype == DType::kBF16 || table.dtype == DType::kF32);
   CheckMatrix(table, table.dtype);

@@ -6,12 +6,14 @@
 
 #include "absl/types/span.h"
 #include "kernels/backend.h"
+#include "kernels/row_stage.h"
 
 namespace marcoro {
 
 void CheckWeightShape(const WeightShape& shape);
 void CheckPackWeight(const PackedWeight& weight, int64_t first_row, int64_t count,
                      const void* source);
+void CheckStagedRows(const StagedRows& rows, int64_t kept_columns);
 void CheckEmbed(absl::Span<const int32_t> ids, const Tensor& table, const Tensor& out);
 void CheckRmsNorm(const Tensor& x, const float* weight, float epsilon, const Tensor& out,
                   DType activations);

@@ -15,6 +15,7 @@
 #include "kernels/cuda/kv_layout.h"
 #include "kernels/cuda/matmul_probe.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/row_stage.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/step_upload.h"
 #include "kernels/op_checks.h"
@@ -72,6 +73,9 @@ class CudaBackend final : public Backend {
   size_t WeightBytes(const WeightShape& shape) const override;
   void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count,
                   const void* source) const override;
+  absl::StatusOr<std::unique_ptr<RowStage>> MakeRowStage(size_t bytes) const override {
+    return cuda::MakeRowStage(device_, bytes);
+  }
   size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim) const override;
   void ZeroKvBlocks(const KvCacheLayer& cache, absl::Span<const int32_t> blocks) override;
   void Embed(absl::Span<const int32_t> ids, const Tensor& table, const Tensor& out) override;

@@ -51,6 +51,26 @@ void RmsNorm(Stream stream, const Tensor& x, const Tensor* delta, const float* w
 size_t WeightBytes(const WeightShape& shape);
 void PackWeight(Stream stream, const PackedWeight& weight, int64_t first_row, int64_t count,
                 const void* source);
+
+// Rows (count, columns) of numbers on their way into a weight or a table, in device memory, and
+// which of their columns are kept.
+struct NumberRows {
+  const void* data = nullptr;
+  DType dtype = DType::kBF16;  // kBF16, kF16 or kF32
+  int count = 0;
+  int columns = 0;
+  int first_column = 0;
+  int kept_columns = 0;
+};
+// codes (count, kept_columns) and scales (count), as RowStage::Pack has it. *not_finite, which may
+// lie in pinned memory of the host, becomes 1 where a row holds a number that is not finite, and is
+// left alone otherwise; codes and scale of that row are unspecified.
+void QuantizeRows(Stream stream, const NumberRows& rows, uint8_t* codes, float* scales,
+                  uint32_t* not_finite);
+// out (count, kept_columns) BF16, numbers rounded to nearest even. *not_finite as above, also where
+// a number is not finite after rounding; of the columns that are kept only.
+void RoundRows(Stream stream, const NumberRows& rows, const Tensor& out, uint32_t* not_finite);
+
 // out (T, N) F32 = x (T, K) BF16 · weightᵀ as WeightShape says. `scratch` has MatmulScratchBytes of
 // the most tokens and the largest weight.
 size_t MatmulScratchBytes(const WeightShape& shape, int64_t tokens);

@@ -187,6 +187,11 @@ void Fill(Stream stream, void* device, int byte, size_t bytes) {
   cudaMemsetAsync(device, byte, bytes, stream);
 }
 
+absl::Status CheckQueued() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? absl::OkStatus() : ErrorStatus(error);
+}
+
 absl::Status Synchronize(Stream stream) {
   // An earlier call's failure (a launch that was refused, say) does not show in the stream.
   const cudaError_t before = cudaGetLastError();

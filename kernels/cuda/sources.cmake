@@ -17,6 +17,7 @@ set(marcoro_cuda_kernels
   kernels/cuda/matmul_pack.cu
   kernels/cuda/matmul_parts.cu
   kernels/cuda/matmul_warpgroups.cu
+  kernels/cuda/quantize.cu
   kernels/cuda/rms_norm.cu
   kernels/cuda/rope.cu
   kernels/cuda/sampling.cu
@@ -25,4 +26,5 @@ set(marcoro_cuda_host_sources
   kernels/cuda/cuda_backend.cc
   kernels/cuda/device_memory.cc
   kernels/cuda/matmul_probe.cc
+  kernels/cuda/row_stage.cc
   kernels/cuda/step_upload.cc)

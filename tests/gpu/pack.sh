@@ -18,7 +18,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 required=(
-  cuda_{attention,embed,gather_rows,logits,matmul,matmul_warpgroups,rms_norm,rope,sampling,swiglu}_gpu_test
+  cuda_{attention,embed,gather_rows,logits,matmul,matmul_warpgroups,quantize,rms_norm,rope,row_stage,sampling,swiglu}_gpu_test
   gpu_{determinism,model,serve}_test kernels_bench kernels_test marcoro marcoro-coordinator marcoro-worker matmul_test
 )
 data=(small tiny window sampling_cases.json)
@@ -135,7 +135,6 @@ cp "$root/tests/gpu/run.sh" "$output/"
   echo "commit=$(git -C "$root" describe --always --dirty 2>/dev/null || echo unknown)"
   echo "architectures=$(sed -n 's/^CMAKE_CUDA_ARCHITECTURES:[A-Z]*=//p' "$build/CMakeCache.txt")"
   echo "glibc=$(newest_glibc)"
-  echo "nccl=$(readelf --dynamic "$output/bin/marcoro-worker" | sed -nE 's/.*\[(libnccl[^]]*)\].*/\1/p')"
 } >"$output/pack.txt"
 
 # The same kernels are in many programs: a large dictionary finds them again.

@@ -14,24 +14,28 @@ namespace marcoro {
 
 absl::StatusOr<std::unique_ptr<NcclGroup>> NcclGroup::Connect(const NcclGroupOptions& options,
                                                               Rendezvous& rendezvous) {
+  const auto nccl = LoadNccl();
+  if (absl::Status agreed = rendezvous.Agree("nccl-library", nccl.status()); !agreed.ok()) {
+    return agreed;
+  }
   ncclUniqueId id = {};
   ncclResult_t made = ncclSuccess;
-  if (options.rank == 0) made = ncclGetUniqueId(&id);
+  if (options.rank == 0) made = (*nccl)->GetUniqueId(&id);
   const absl::string_view value(id.internal, made == ncclSuccess ? sizeof(id.internal) : 0);
   const auto told = rendezvous.FromRoot("nccl-id", value);
   if (!told.ok()) return told.status();
   if (told->size() != sizeof(id.internal)) {
-    return absl::UnavailableError(absl::StrCat("NCCL: rank 0 could not begin",
-                                               options.rank == 0 ? ": " : "",
-                                               options.rank == 0 ? ncclGetErrorString(made) : ""));
+    return absl::UnavailableError(
+        absl::StrCat("NCCL: rank 0 could not begin", options.rank == 0 ? ": " : "",
+                     options.rank == 0 ? (*nccl)->GetErrorString(made) : ""));
   }
   std::memcpy(id.internal, told->data(), told->size());
 
-  std::unique_ptr<NcclGroup> group(new NcclGroup(options));
+  std::unique_ptr<NcclGroup> group(new NcclGroup(options, **nccl));
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   const absl::Status connected = group->Call("connecting", rendezvous.TimeLeft(), [&] {
-    return ncclCommInitRankConfig(&group->comm_, options.size, id, options.rank, &config);
+    return (*nccl)->CommInitRankConfig(&group->comm_, options.size, id, options.rank, &config);
   });
   if (absl::Status agreed = rendezvous.Agree("nccl-connected", connected); !agreed.ok()) {
     return agreed;
@@ -41,7 +45,7 @@ absl::StatusOr<std::unique_ptr<NcclGroup>> NcclGroup::Connect(const NcclGroupOpt
 
 ncclResult_t NcclGroup::AsyncError() const {
   ncclResult_t result = ncclSuccess;
-  const ncclResult_t asked = ncclCommGetAsyncError(comm_, &result);
+  const ncclResult_t asked = nccl_.CommGetAsyncError(comm_, &result);
   return asked == ncclSuccess ? result : asked;
 }
 
@@ -56,8 +60,8 @@ absl::Status NcclGroup::Call(const char* what, absl::Duration timeout,
       if (result == ncclSuccess) return absl::OkStatus();
       if (result != ncclInProgress) {
         return absl::UnavailableError(absl::StrCat("NCCL ", what, " on rank ", options_.rank, ": ",
-                                                   ncclGetErrorString(result), ": ",
-                                                   ncclGetLastError(comm_)));
+                                                   nccl_.GetErrorString(result), ": ",
+                                                   nccl_.GetLastError(comm_)));
       }
     }
     if (absl::Now() > deadline) {
@@ -75,8 +79,8 @@ absl::Status NcclGroup::Check() const {
   const ncclResult_t result = AsyncError();
   if (result == ncclSuccess || result == ncclInProgress) return absl::OkStatus();
   return absl::UnavailableError(absl::StrCat("NCCL on rank ", options_.rank, ": ",
-                                             ncclGetErrorString(result), ": ",
-                                             ncclGetLastError(comm_)));
+                                             nccl_.GetErrorString(result), ": ",
+                                             nccl_.GetLastError(comm_)));
 }
 
 // Never the orderly end, which waits for peers that may be gone.
@@ -84,7 +88,7 @@ void NcclGroup::Abort() {
   absl::MutexLock lock(&mutex_);
   if (aborted_ || comm_ == nullptr) return;
   aborted_ = true;
-  ncclCommAbort(comm_);
+  nccl_.CommAbort(comm_);
 }
 
 absl::Status NcclGroup::AllReduce(cudaStream_t stream, float* data, size_t count, float* scratch) {
@@ -100,7 +104,7 @@ absl::Status NcclGroup::AllReduce(cudaStream_t stream, float* data, size_t count
 absl::Status NcclGroup::ReduceWhole(cudaStream_t stream, float* data, size_t count,
                                     float* scratch) {
   absl::Status status = Call("all-gather", options_.timeout, [&] {
-    return ncclAllGather(data, scratch, count, ncclFloat32, comm_, stream);
+    return nccl_.AllGather(data, scratch, count, ncclFloat32, comm_, stream);
   });
   if (!status.ok()) return status;
   cuda::TreeParts parts;
@@ -122,14 +126,14 @@ absl::Status NcclGroup::ReduceBySlices(cudaStream_t stream, float* data, size_t 
   absl::Status status = Call("exchange of slices", options_.timeout, [&] {
     // What is wrong with a call within the group is told by its end. In this order no two ranks
     // begin with the same peer.
-    ncclGroupStart();
+    nccl_.GroupStart();
     for (int distance = 1; distance < size; ++distance) {
       const int to = (rank + distance) % size;
       const int from = (rank + size - distance) % size;
-      ncclSend(slice_of(data, to), slice, ncclFloat32, to, comm_, stream);
-      ncclRecv(slice_of(scratch, from), slice, ncclFloat32, from, comm_, stream);
+      nccl_.Send(slice_of(data, to), slice, ncclFloat32, to, comm_, stream);
+      nccl_.Recv(slice_of(scratch, from), slice, ncclFloat32, from, comm_, stream);
     }
-    return ncclGroupEnd();
+    return nccl_.GroupEnd();
   });
   if (!status.ok()) return status;
   cuda::TreeParts parts;
@@ -139,19 +143,19 @@ absl::Status NcclGroup::ReduceBySlices(cudaStream_t stream, float* data, size_t 
   float* own = slice_of(data, rank);
   cuda::TreeSum(stream, parts, size, static_cast<int64_t>(slice), own);
   return Call("all-gather of slices", options_.timeout,
-              [&] { return ncclAllGather(own, data, slice, ncclFloat32, comm_, stream); });
+              [&] { return nccl_.AllGather(own, data, slice, ncclFloat32, comm_, stream); });
 }
 
 absl::Status NcclGroup::Gather(cudaStream_t stream, const float* send, size_t count,
                                float* receive) {
   absl::Status status = Call("gather", options_.timeout, [&] {
-    ncclGroupStart();
-    if (options_.rank != 0) ncclSend(send, count, ncclFloat32, 0, comm_, stream);
+    nccl_.GroupStart();
+    if (options_.rank != 0) nccl_.Send(send, count, ncclFloat32, 0, comm_, stream);
     for (int rank = 1; options_.rank == 0 && rank < options_.size; ++rank) {
-      ncclRecv(receive + static_cast<size_t>(rank) * count, count, ncclFloat32, rank, comm_,
-               stream);
+      nccl_.Recv(receive + static_cast<size_t>(rank) * count, count, ncclFloat32, rank, comm_,
+                 stream);
     }
-    return ncclGroupEnd();
+    return nccl_.GroupEnd();
   });
   if (status.ok() && options_.rank == 0 && receive != send) {
     const size_t bytes = count * sizeof(float);

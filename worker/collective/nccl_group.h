@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "worker/collective/nccl_library.h"
 #include "worker/collective/nccl_rendezvous.h"
 
 namespace marcoro {
@@ -27,7 +28,7 @@ struct NcclGroupOptions {
 class NcclGroup {
  public:
   // Every rank has a GPU of its own. Fails on all ranks if it did on one: UNAVAILABLE,
-  // DEADLINE_EXCEEDED or, for a failure elsewhere, FAILED_PRECONDITION.
+  // DEADLINE_EXCEEDED or, for a failure elsewhere and without NCCL's library, FAILED_PRECONDITION.
   static absl::StatusOr<std::unique_ptr<NcclGroup>> Connect(const NcclGroupOptions& options,
                                                             Rendezvous& rendezvous);
   ~NcclGroup() { Abort(); }
@@ -46,7 +47,8 @@ class NcclGroup {
   void Abort() ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  explicit NcclGroup(const NcclGroupOptions& options) : options_(options) {}
+  NcclGroup(const NcclGroupOptions& options, const NcclLibrary& nccl)
+      : options_(options), nccl_(nccl) {}
 
   absl::Status ReduceWhole(cudaStream_t stream, float* data, size_t count, float* scratch);
   absl::Status ReduceBySlices(cudaStream_t stream, float* data, size_t count, float* scratch);
@@ -56,6 +58,7 @@ class NcclGroup {
   ncclResult_t AsyncError() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const NcclGroupOptions options_;
+  const NcclLibrary& nccl_;
   // Held for one call of NCCL's at a time, none of which waits.
   mutable absl::Mutex mutex_;
   bool aborted_ ABSL_GUARDED_BY(mutex_) = false;

@@ -186,6 +186,25 @@ absl::Status CheckpointSource::ReadRows(const TensorInfo& tensor, int64_t first_
   return absl::OkStatus();
 }
 
+std::optional<DType> CheckpointSource::StoredDType(const TensorInfo& tensor) const {
+  if (ScalesOf(tensor) != nullptr) return std::nullopt;
+  if (tensor.dtype == "BF16") return DType::kBF16;
+  if (tensor.dtype == "F16") return DType::kF16;
+  if (tensor.dtype == "F32") return DType::kF32;
+  return std::nullopt;
+}
+
+absl::Status CheckpointSource::ReadStored(const TensorInfo& tensor, int64_t first_row,
+                                          int64_t count, void* out) {
+  const std::optional<DType> dtype = StoredDType(tensor);
+  MARCORO_CHECK(dtype.has_value());
+  MARCORO_CHECK(first_row >= 0 && count >= 0 && first_row + count <= tensor.rows());
+  const Location& location = Locate(tensor);
+  const uint64_t row_bytes = static_cast<uint64_t>(tensor.columns()) * SizeOf(*dtype);
+  return location.file->Read(*location.entry, static_cast<uint64_t>(first_row) * row_bytes,
+                             static_cast<uint64_t>(count) * row_bytes, out);
+}
+
 const WeightScales* CheckpointSource::ScalesOf(const TensorInfo& tensor) const {
   const auto found = scales_.find(tensor.name);
   return found == scales_.end() ? nullptr : &found->second;

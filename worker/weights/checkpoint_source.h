@@ -36,6 +36,9 @@ class CheckpointSource : public TensorSource {
   void Prefetch(const TensorInfo& tensor, int64_t first_row, int64_t count) override;
   absl::Status ReadRows(const TensorInfo& tensor, int64_t first_row, int64_t count,
                         float* out) override;
+  std::optional<DType> StoredDType(const TensorInfo& tensor) const override;
+  absl::Status ReadStored(const TensorInfo& tensor, int64_t first_row, int64_t count,
+                          void* out) override;
   Fp8Form FormOf(const TensorInfo& tensor) const override;
   absl::Status ReadCodes(const TensorInfo& tensor, int64_t first_row, int64_t count, uint8_t* codes,
                          float* scales) override;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -16,15 +17,20 @@
 #include "worker/weights/model_tensors.h"
 #include "worker/weights/parallel_state.h"
 #include "worker/weights/quantize.h"
+#include "worker/weights/row_conversion.h"
+#include "worker/weights/staging_ring.h"
 
 namespace marcoro {
 namespace {
 
-// Elements of a destination that one thread packs at a time, and of stored rows that it holds as
-// float32. Rows longer than this are still handled whole.
+// Elements of a destination that one thread packs at a time.
 constexpr int64_t kChunkElements = 512 * 1024;
-constexpr int64_t kReadElements = 64 * 1024;
 constexpr int64_t kPackRows = 64;  // Backend::PackWeight's granularity
+// Bytes of a stage: a copy that keeps the bus busy for longer than it takes to ask for it, and
+// small enough that a weight's chunks are more than the threads. Larger where 64 rows are.
+constexpr size_t kStageBytes = 2u << 20;
+constexpr size_t kStageAlignment = 64;  // of scales behind codes
+constexpr int kStagesPerThread = 2;     // one is read into while the other is packed
 constexpr size_t kNamedUnused = 5;
 // Of tensors that are asked for before they are read: more than the largest job holds, so that a
 // small job before it is not all the time the disk has. The kernel takes as much of each range as
@@ -33,18 +39,10 @@ constexpr uint64_t kPrefetchBytes = 512u << 20;
 
 // Buffers of one thread at work.
 struct Scratch {
-  std::vector<float> rows;         // stored rows as float32
-  std::vector<uint8_t> codes;      // or as they are
+  ConversionBuffers conversion;
   std::vector<float> scales;       // of the rows that are converted
   std::vector<uint64_t> elements;  // converted rows, dense, waiting to be packed or copied
 };
-
-// Whether a code stands for NaN. No branches, so that it is vectorised.
-bool HasNaN(const uint8_t* codes, int64_t count) {
-  bool found = false;
-  for (int64_t i = 0; i < count; ++i) found |= (codes[i] & 0x7f) == 0x7f;
-  return found;
-}
 
 // Stored bytes read so far, told to the caller one call at a time.
 class ProgressCounter {
@@ -75,13 +73,46 @@ uint64_t TensorBytes(const LoadJob& job) {
 // Which of n equal parts a rank does first.
 int64_t BeginOf(int64_t n, const Shard& shard) { return n * shard.rank / shard.world_size; }
 
+// The type that all of a job's rows are stored as, if the backend can make of it what the job asks
+// for.
+std::optional<DType> StoredTypeOf(const TensorSource& source, const LoadJob& job) {
+  std::optional<DType> stored;
+  for (const RowRange& range : job.ranges) {
+    const std::optional<DType> of_range = source.StoredDType(*range.tensor);
+    if (!of_range.has_value() || of_range != stored.value_or(*of_range)) return std::nullopt;
+    stored = of_range;
+  }
+  return stored;
+}
+
+// Bytes that a row of the job takes in a stage, as it is stored or as the host converts it.
+size_t StagedRowBytes(const TensorSource& source, const LoadJob& job) {
+  const std::optional<DType> stored = StoredTypeOf(source, job);
+  return stored.has_value()
+             ? static_cast<size_t>(job.ranges.front().tensor->columns()) * SizeOf(*stored)
+             : static_cast<size_t>(job.columns()) * SizeOf(job.dtype()) + sizeof(float);
+}
+
+// Stages that have room for 64 rows of every job.
+absl::StatusOr<std::unique_ptr<StagingRing>> MakeRing(const TensorSource& source,
+                                                      const std::vector<LoadJob>& jobs,
+                                                      const Backend& backend) {
+  size_t bytes = kStageBytes;
+  for (const LoadJob& job : jobs) bytes = std::max(bytes, kPackRows * StagedRowBytes(source, job));
+  return StagingRing::Create([&backend](size_t size) { return backend.MakeRowStage(size); },
+                             bytes + kStageAlignment, kStagesPerThread * backend.threads());
+}
+
 // Fills destinations job by job, each on all threads of the backend.
 class ShardLoader {
  public:
-  ShardLoader(TensorSource& source, const Shard& shard, Backend& backend, ProgressCounter& progress)
+  // Without a ring the host converts.
+  ShardLoader(TensorSource& source, const Shard& shard, Backend& backend, StagingRing* ring,
+              ProgressCounter& progress)
       : source_(source),
         shard_(shard),
         backend_(backend),
+        ring_(ring),
         progress_(progress),
         // Ranks begin at different places of a tensor. What several of them read is then brought
         // in by one and found in the page cache by the others; in step, all would wait for the
@@ -103,7 +134,7 @@ class ShardLoader {
       if (absl::Status status = RunJob(jobs[i]); !status.ok()) return status;
       ahead -= TensorBytes(jobs[i]);
     }
-    return absl::OkStatus();
+    return ring_ == nullptr ? absl::OkStatus() : ring_->Finish();
   }
 
   absl::Status LoadNorm(const std::string& name, std::vector<float>& out) {
@@ -112,7 +143,7 @@ class ShardLoader {
     if (absl::Status status = source_.ReadRows(*tensor, 0, 1, out.data()); !status.ok()) {
       return status;
     }
-    if (!AllFinite(out.data(), tensor->columns())) return NotFinite(*tensor, 0);
+    if (!AllFinite(out.data(), tensor->columns())) return NotFiniteError(*tensor, 0);
     progress_.Add(tensor->bytes);
     return absl::OkStatus();
   }
@@ -128,140 +159,155 @@ class ShardLoader {
   }
 
   absl::Status RunJob(const LoadJob& job) {
-    const int64_t chunk_rows =
-        std::max<int64_t>(1, kChunkElements / (kPackRows * job.columns())) * kPackRows;
-    const int64_t chunks = (job.rows() + chunk_rows - 1) / chunk_rows;
     for (const RowRange& range : job.ranges) {
       if (absl::Status status = source_.Prepare(*range.tensor, parallel_); !status.ok())
         return status;
     }
+    const std::optional<DType> stored = StoredTypeOf(source_, job);
+    const int64_t chunk_rows = ChunkRows(job, /*is_converted=*/!stored.has_value());
+    const int64_t chunks = (job.rows() + chunk_rows - 1) / chunk_rows;
     FirstError error;
     parallel_(chunks, [&](int64_t chunk) {
       if (!error.ok()) return;
       const int64_t first = chunk * chunk_rows;
       const int64_t count = std::min(chunk_rows, job.rows() - first);
       std::unique_ptr<Scratch> scratch = scratch_.Take();
-      absl::Status status = LoadChunk(job, first, count, *scratch);
+      absl::Status status = ring_ == nullptr ? LoadChunk(job, first, count, *scratch)
+                                             : StageChunk(job, stored, first, count, *scratch);
       scratch_.Return(std::move(scratch));
-      if (!status.ok()) error.Set(std::move(status));
+      if (!status.ok()) return error.Set(std::move(status));
+      NoteProgress(job, first, count);
     });
     return error.status();
   }
 
-  // Rows [first, first + count) of the destination.
-  absl::Status LoadChunk(const LoadJob& job, int64_t first, int64_t count, Scratch& scratch) {
+  // Of a chunk of the job: as many as a stage takes, or as a thread should convert at a time.
+  int64_t ChunkRows(const LoadJob& job, bool is_converted) const {
+    const int64_t converted =
+        std::max<int64_t>(1, kChunkElements / (kPackRows * job.columns())) * kPackRows;
+    if (ring_ == nullptr) return converted;
+    const size_t bytes = ring_->stage_bytes() - kStageAlignment;
+    const auto staged =
+        static_cast<int64_t>(bytes / (kPackRows * StagedRowBytes(source_, job))) * kPackRows;
+    return is_converted ? std::min(converted, staged) : staged;
+  }
+
+  void NoteProgress(const LoadJob& job, int64_t first, int64_t count) {
+    uint64_t bytes = 0;
+    for (const ChunkPart& part : PartsOf(job, first, count)) bytes += part.range.bytes();
+    if (bytes > 0) progress_.Add(bytes);
+  }
+
+  // Rows [first, first + count) of the destination, dense at `elements`, each with a scale if it is
+  // E4M3; zeros where there are none.
+  absl::Status ConvertChunk(const LoadJob& job, int64_t first, int64_t count, float* scales,
+                            char* elements, ConversionBuffers& buffers) {
     const size_t row_bytes = static_cast<size_t>(job.columns()) * SizeOf(job.dtype());
+    int64_t converted = 0;
+    for (const ChunkPart& part : PartsOf(job, first, count)) {
+      char* out = elements + static_cast<size_t>(part.first_row) * row_bytes;
+      absl::Status status =
+          ConvertRows(source_, job, part.range, scales + part.first_row, out, buffers);
+      if (!status.ok()) return status;
+      converted = part.first_row + part.range.rows;
+    }
+    std::memset(elements + static_cast<size_t>(converted) * row_bytes, 0,
+                static_cast<size_t>(count - converted) * row_bytes);
+    return absl::OkStatus();
+  }
+
+  // The same rows, into the destination, by the host.
+  absl::Status LoadChunk(const LoadJob& job, int64_t first, int64_t count, Scratch& scratch) {
+    const size_t bytes = static_cast<size_t>(count * job.columns()) * SizeOf(job.dtype());
     const bool in_place = !job.packed() && backend_.host_memory();
-    char* elements = static_cast<char*>(in_place ? job.matrix.RowBytes(first) : nullptr);
-    if (!in_place) {
-      scratch.elements.assign((static_cast<size_t>(count) * row_bytes + 7) / 8, 0);
-      elements = reinterpret_cast<char*>(scratch.elements.data());
-    }
     scratch.scales.assign(static_cast<size_t>(count), 0);
-    int64_t range_begin = 0;  // the destination row at which the range begins
-    for (const RowRange& range : job.ranges) {
-      const int64_t begin = std::max(first, range_begin);
-      const int64_t end = std::min(first + count, range_begin + range.rows);
-      if (begin < end) {
-        const RowRange part{range.tensor, range.first_row + begin - range_begin, end - begin};
-        char* out = elements + static_cast<size_t>(begin - first) * row_bytes;
-        float* scales = scratch.scales.data() + begin - first;
-        absl::Status status = LoadRows(job, part, scales, out, scratch);
-        if (!status.ok()) return status;
-      }
-      range_begin += range.rows;
-    }
-    if (in_place) return absl::OkStatus();
-    if (!job.packed()) {
-      return backend_.Upload(elements, job.matrix.RowBytes(first),
-                             static_cast<size_t>(count) * row_bytes);
-    }
+    if (!in_place) scratch.elements.resize((bytes + 7) / 8);
+    char* elements = in_place ? static_cast<char*>(job.matrix.RowBytes(first))
+                              : reinterpret_cast<char*>(scratch.elements.data());
+    absl::Status status =
+        ConvertChunk(job, first, count, scratch.scales.data(), elements, scratch.conversion);
+    if (!status.ok() || in_place) return status;
+    if (!job.packed()) return backend_.Upload(elements, job.matrix.RowBytes(first), bytes);
     backend_.PackWeight(job.weight, first, count, elements);
     if (job.weight.scales == nullptr) return absl::OkStatus();
     return backend_.Upload(scratch.scales.data(), job.weight.scales + first,
                            static_cast<size_t>(count) * sizeof(float));
   }
 
-  // Converts stored rows into destination rows, dense at `out`, with a scale for each if they have
-  // any.
-  absl::Status LoadRows(const LoadJob& job, const RowRange& range, float* scales, char* out,
-                        Scratch& scratch) {
-    if (job.dtype() == DType::kF8E4M3 && source_.FormOf(*range.tensor) == Fp8Form::kStored) {
-      return LoadCodes(job, range, scales, reinterpret_cast<uint8_t*>(out), scratch.codes);
+  // The same through a stage: what is done when this returns is reading, the rest is queued.
+  absl::Status StageChunk(const LoadJob& job, std::optional<DType> stored, int64_t first,
+                          int64_t count, Scratch& scratch) {
+    absl::StatusOr<Stage> stage = ring_->Take();
+    if (!stage.ok()) return stage.status();
+    absl::StatusOr<StagedRows> rows =
+        stored.has_value()
+            ? ReadChunk(job, *stored, first, count, static_cast<char*>(stage->rows->memory()))
+            : ConvertInto(job, first, count, static_cast<char*>(stage->rows->memory()), scratch);
+    absl::Status status = rows.status();
+    if (status.ok()) {
+      stage->explain = [this, &job, first, count] { return ExplainChunk(job, first, count); };
+      status = job.packed() ? stage->rows->Pack(*rows, job.weight, first)
+                            : stage->rows->Copy(*rows, job.matrix.Rows(first, count));
     }
-    std::vector<float>& buffer = scratch.rows;
-    const int64_t stored_columns = range.tensor->columns();
-    const int64_t step = std::max<int64_t>(1, kReadElements / stored_columns);
-    const size_t row_bytes = static_cast<size_t>(job.columns()) * SizeOf(job.dtype());
-    buffer.resize(static_cast<size_t>(step * stored_columns));
-    for (int64_t done = 0; done < range.rows; done += step) {
-      const int64_t count = std::min(step, range.rows - done);
-      const int64_t stored_row = range.first_row + done;
-      absl::Status status = source_.ReadRows(*range.tensor, stored_row, count, buffer.data());
+    ring_->Return(*std::move(stage));
+    return status;
+  }
+
+  // Rows as they are stored, zeros where there are none.
+  absl::StatusOr<StagedRows> ReadChunk(const LoadJob& job, DType dtype, int64_t first,
+                                       int64_t count, char* memory) {
+    StagedRows rows = {.dtype = dtype, .count = count, .first_column = job.first_column};
+    rows.columns = job.ranges.front().tensor->columns();
+    const size_t row_bytes = static_cast<size_t>(rows.columns) * SizeOf(dtype);
+    int64_t read = 0;
+    for (const ChunkPart& part : PartsOf(job, first, count)) {
+      char* out = memory + static_cast<size_t>(part.first_row) * row_bytes;
+      const RowRange& range = part.range;
+      absl::Status status = source_.ReadStored(*range.tensor, range.first_row, range.rows, out);
       if (!status.ok()) return status;
-      for (int64_t i = 0; i < count; ++i) {
-        const float* numbers = buffer.data() + i * stored_columns;
-        char* out_row = out + static_cast<size_t>(done + i) * row_bytes;
-        if (!ConvertRow(job, numbers, stored_columns, scales + done + i, out_row)) {
-          return NotFinite(*range.tensor, stored_row + i);
-        }
-      }
-      progress_.Add(RowRange{range.tensor, stored_row, count}.bytes());
+      read = part.first_row + range.rows;
     }
-    return absl::OkStatus();
+    std::memset(memory + static_cast<size_t>(read) * row_bytes, 0,
+                static_cast<size_t>(count - read) * row_bytes);
+    return rows;
   }
 
-  // The same for rows that are stored as codes: they and their scales go on as they are.
-  absl::Status LoadCodes(const LoadJob& job, const RowRange& range, float* scales, uint8_t* out,
-                         std::vector<uint8_t>& buffer) {
-    const int64_t stored_columns = range.tensor->columns();
-    const int64_t step = std::max<int64_t>(1, kReadElements / stored_columns);
-    buffer.resize(static_cast<size_t>(step * stored_columns));
-    for (int64_t done = 0; done < range.rows; done += step) {
-      const int64_t count = std::min(step, range.rows - done);
-      const int64_t stored_row = range.first_row + done;
-      absl::Status status =
-          source_.ReadCodes(*range.tensor, stored_row, count, buffer.data(), scales + done);
-      if (!status.ok()) return status;
-      for (int64_t i = 0; i < count; ++i) {
-        const uint8_t* kept = buffer.data() + i * stored_columns + job.first_column;
-        if (HasNaN(kept, job.columns())) return NotFinite(*range.tensor, stored_row + i);
-        std::memcpy(out + (done + i) * job.columns(), kept, static_cast<size_t>(job.columns()));
-      }
-      progress_.Add(RowRange{range.tensor, stored_row, count}.bytes());
+  // Rows that the host has converted.
+  absl::StatusOr<StagedRows> ConvertInto(const LoadJob& job, int64_t first, int64_t count,
+                                         char* memory, Scratch& scratch) {
+    const size_t bytes = static_cast<size_t>(count * job.columns()) * SizeOf(job.dtype());
+    StagedRows rows = {.dtype = job.dtype(), .count = count, .columns = job.columns()};
+    scratch.scales.resize(static_cast<size_t>(count));
+    float* scales = scratch.scales.data();
+    if (job.dtype() == DType::kF8E4M3) {
+      scales = reinterpret_cast<float*>(memory + (bytes + kStageAlignment - 1) / kStageAlignment *
+                                                     kStageAlignment);
+      rows.scales = scales;
     }
-    return absl::OkStatus();
+    absl::Status status = ConvertChunk(job, first, count, scales, memory, scratch.conversion);
+    if (!status.ok()) return status;
+    return rows;
   }
 
-  // One stored row, whole, into the destination's type and columns. False if a number is not
-  // finite.
-  bool ConvertRow(const LoadJob& job, const float* numbers, int64_t stored_columns, float* scale,
-                  char* out) {
-    const float* kept = numbers + job.first_column;
-    switch (job.dtype()) {
-      case DType::kF8E4M3: {
-        if (!RowScale(numbers, stored_columns, scale)) return false;
-        QuantizeRow(kept, job.columns(), *scale, reinterpret_cast<uint8_t*>(out));
-        return true;
-      }
-      case DType::kBF16:
-        return RoundToBFloat16(kept, job.columns(), reinterpret_cast<BFloat16*>(out));
-      default:
-        MARCORO_CHECK(job.dtype() == DType::kF32);
-        std::memcpy(out, kept, static_cast<size_t>(job.columns()) * sizeof(float));
-        return AllFinite(kept, job.columns());
-    }
-  }
-
-  static absl::Status NotFinite(const TensorInfo& tensor, int64_t row) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(tensor.origin, ": tensor ", tensor.name, ": row ", row,
-                     " holds a number that is not finite (NaN, infinite or too large)"));
+  // The backend met a number that is not finite: the host does the chunk once more and names it.
+  absl::Status ExplainChunk(const LoadJob& job, int64_t first, int64_t count) {
+    Scratch scratch;
+    std::vector<char> elements(static_cast<size_t>(count * job.columns()) * SizeOf(job.dtype()));
+    scratch.scales.resize(static_cast<size_t>(count));
+    absl::Status status =
+        ConvertChunk(job, first, count, scratch.scales.data(), elements.data(), scratch.conversion);
+    if (!status.ok()) return status;
+    const TensorInfo& tensor = *job.ranges.front().tensor;
+    return absl::InternalError(
+        absl::StrCat(tensor.origin, ": tensor ", tensor.name,
+                     ": reached the device with numbers that are not finite, which the file does "
+                     "not hold"));
   }
 
   TensorSource& source_;
   const Shard shard_;
   Backend& backend_;
+  StagingRing* const ring_;
   ProgressCounter& progress_;
   const ParallelFor parallel_;
   Pool<Scratch> scratch_;
@@ -352,8 +398,10 @@ absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const Model
   }
   for (const auto& [name, norm] : norms) total += source.Find(name)->bytes;
 
+  auto ring = MakeRing(source, jobs, backend);
+  if (!ring.ok()) return ring.status();
   ProgressCounter progress(total, options.progress);
-  ShardLoader loader(source, shard, backend, progress);
+  ShardLoader loader(source, shard, backend, ring->get(), progress);
   for (const auto& [name, norm] : norms) {
     if (absl::Status status = loader.LoadNorm(name, *norm); !status.ok()) return status;
   }

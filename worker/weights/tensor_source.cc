@@ -12,6 +12,13 @@ int64_t TensorInfo::columns() const {
   return columns;
 }
 
+absl::Status TensorSource::ReadStored(const TensorInfo& tensor, int64_t first_row, int64_t count,
+                                      void* out) {
+  MARCORO_CHECK(StoredDType(tensor).has_value());
+  return absl::UnimplementedError(
+      absl::StrCat(tensor.origin, ": tensor ", tensor.name, ": its rows cannot be read as stored"));
+}
+
 absl::Status TensorSource::ReadCodes(const TensorInfo& tensor, int64_t first_row, int64_t count,
                                      uint8_t* codes, float* scales) {
   MARCORO_CHECK(FormOf(tensor) == Fp8Form::kStored);

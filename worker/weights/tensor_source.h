@@ -5,11 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "kernels/tensor.h"
 
 namespace marcoro {
 
@@ -69,6 +71,15 @@ class TensorSource {
   // the file ended or could not be read. Messages name origin and tensor.
   virtual absl::Status ReadRows(const TensorInfo& tensor, int64_t first_row, int64_t count,
                                 float* out) = 0;
+
+  // The type that a tensor's numbers are stored as, in which ReadStored gives them: kBF16, kF16 or
+  // kF32. Nothing where they are computed, or dequantized.
+  virtual std::optional<DType> StoredDType(const TensorInfo& tensor) const { return std::nullopt; }
+
+  // out (count, columns) = rows [first_row, first_row + count) as they are stored. Only for tensors
+  // with a StoredDType. Calls may run concurrently. Errors as of ReadRows.
+  virtual absl::Status ReadStored(const TensorInfo& tensor, int64_t first_row, int64_t count,
+                                  void* out);
 
   virtual Fp8Form FormOf(const TensorInfo& tensor) const { return Fp8Form::kQuantize; }
 

@@ -5,6 +5,21 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "tests/kernels/simt/runtime_faults.h"
+
+namespace marcoro::simt {
+namespace {
+
+std::atomic<FailingCopies*> failing = nullptr;
+
+}  // namespace
+
+FailingCopies::FailingCopies(int first_to_fail) : left_(first_to_fail) { failing = this; }
+FailingCopies::~FailingCopies() { failing = nullptr; }
+FailingCopies* FailingCopies::current() { return failing; }
+
+}  // namespace marcoro::simt
+
 namespace marcoro::cuda {
 namespace {
 
@@ -48,6 +63,8 @@ absl::StatusOr<Stream> CreateStream() { return Stream(); }
 void DestroyStream(Stream) {}
 
 void CopyToDevice(Stream, void* device, const void* host, size_t bytes) {
+  simt::FailingCopies* failing = simt::FailingCopies::current();
+  if (failing != nullptr && failing->NextFails()) return;
   if (bytes > 0) std::memcpy(device, host, bytes);
 }
 void CopyToHost(Stream, void* host, const void* device, size_t bytes) {
@@ -64,6 +81,13 @@ void Fill(Stream, void* device, int byte, size_t bytes) {
   if (bytes > 0) std::memset(device, byte, bytes);
 }
 
-absl::Status Synchronize(Stream) { return absl::OkStatus(); }
+absl::Status CheckQueued() { return absl::OkStatus(); }
+
+absl::Status Synchronize(Stream) {
+  const simt::FailingCopies* failing = simt::FailingCopies::current();
+  if (failing != nullptr && failing->failed())
+    return absl::InternalError("the emulated device is lost");
+  return absl::OkStatus();
+}
 
 }  // namespace marcoro::cuda

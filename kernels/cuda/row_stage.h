@@ -1,0 +1,16 @@
+// Stages of the backend "cuda": pinned memory, a stream of its own, and device memory in which rows
+// are converted. Copies of one stage run beside the kernels of others.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/row_stage.h"
+
+namespace marcoro::cuda {
+
+// Takes twice the bytes of device memory. The device has been found to work (runtime.h, UseDevice).
+absl::StatusOr<std::unique_ptr<RowStage>> MakeRowStage(int device, size_t bytes);
+
+}  // namespace marcoro::cuda
