@@ -25,4 +25,5 @@ set(marcoro_cuda_host_sources
   kernels/cuda/cuda_backend.cc
   kernels/cuda/device_memory.cc
   kernels/cuda/matmul_probe.cc
+  kernels/cuda/step_runner.cc
   kernels/cuda/step_upload.cc)
