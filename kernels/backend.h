@@ -141,6 +141,18 @@ struct StepLimits {
 
 class RowStage;  // row_stage.h
 
+// Runs the steps of one model; see Backend::MakeStepRunner.
+class StepRunner {
+ public:
+  // Asks the backend for the ops of a step. Only what the step holds may differ between steps.
+  using Body = std::function<absl::Status(const StepInput& step)>;
+
+  virtual ~StepRunner() = default;
+  // Runs a step within the limits, which holds what it holds until the next one. What body fails
+  // with is passed on; INTERNAL if the device failed, as far as that is known already.
+  virtual absl::Status Run(const StepInput& step) = 0;
+};
+
 struct BackendOptions {
   // "auto" (the best this processor runs), "avx512" (needs F, BW, VL, VBMI and BF16), "avx2" (needs
   // FMA and F16C), "reference", "cuda" (an NVIDIA GPU of compute capability 8.0 or newer).
@@ -153,6 +165,8 @@ struct BackendOptions {
   // turn, again from the first one if there are fewer GPUs than ranks.
   int device = -1;
   int rank = 0;
+  // With "cuda", whether repeatable steps are captured (MakeStepRunner). No bit depends on it.
+  bool cuda_graphs = true;
 };
 
 class Backend {
@@ -193,6 +207,16 @@ class Backend {
   // Until the next call, ids, sequences and rows that ops are given are these very spans, and what
   // they hold stays as it is. Sequences do not overlap.
   virtual void BeginStep(const StepInput& step) {}
+
+  // For steps that are each BeginStep and then `body`. A `repeatable` body does nothing but ask for
+  // ops and queue work on stream(), and the same for all steps of equally many tokens of each
+  // sequence, ids and logit rows. Then a device may add padding to what body is given, so that
+  // few kinds of steps exist, and stop calling it for kinds that it knows how to repeat. Padding is
+  // ids behind the step's own (rows of no sequence), and logit rows behind the step's own (any of
+  // its rows): what comes out for them means nothing, and no other row nor KV block changes by
+  // them. There is room for it where there is room for the limits. The backend outlives the runner.
+  virtual std::unique_ptr<StepRunner> MakeStepRunner(const StepLimits& limits, bool repeatable,
+                                                     StepRunner::Body body);
 
   // Runs body(i) for every i in [0, count), on all threads, each i once, in any order; returns when
   // all are done.

@@ -1,11 +1,36 @@
 // The parts of a backend that follow from its memory being the program's own.
 #include <cstring>
+#include <memory>
+#include <utility>
 
 #include "kernels/backend.h"
 #include "kernels/op_checks.h"
 #include "kernels/row_stage.h"
 
 namespace marcoro {
+namespace {
+
+// An op has run when its call returns: there is nothing to prepare or to repeat.
+class PlainStepRunner final : public StepRunner {
+ public:
+  PlainStepRunner(Backend& backend, Body body) : backend_(backend), body_(std::move(body)) {}
+
+  absl::Status Run(const StepInput& step) override {
+    backend_.BeginStep(step);
+    return body_(step);
+  }
+
+ private:
+  Backend& backend_;
+  const Body body_;
+};
+
+}  // namespace
+
+std::unique_ptr<StepRunner> Backend::MakeStepRunner(const StepLimits&, bool,
+                                                    StepRunner::Body body) {
+  return std::make_unique<PlainStepRunner>(*this, std::move(body));
+}
 
 absl::Status Backend::Upload(const void* source, void* memory, size_t bytes) {
   if (bytes > 0) std::memcpy(memory, source, bytes);

@@ -45,6 +45,10 @@ void AddModelFlags(WorkerConfig* config, FlagTable* table) {
                "them in turn.",
        .minimum = -1,
        .maximum = 255});
+  table->Add(
+      "cuda-graphs", &config->cuda_graphs,
+      {.help = "Capture decode steps on a GPU and repeat them as CUDA graphs. Without it, no "
+               "token changes and small steps are slower: for a driver that misbehaves."});
   table->Add("activations", &config->activations,
              {.value = "bf16|f32",
               .help = "Activation type; f32 is the reference backend's.",

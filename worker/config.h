@@ -19,6 +19,7 @@ struct WorkerConfig {
   std::string weights = "fp8";   // format of the linear weights
   std::string backend = "auto";  // kernel family
   int32_t device = -1;           // GPU of the backend cuda; -1: by rank
+  bool cuda_graphs = true;       // capture decode steps on a GPU
   std::string activations = "bf16";
   int32_t threads = 0;  // 0: the processors this process may use
 

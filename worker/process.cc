@@ -131,7 +131,8 @@ absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
                                 .threads = ThreadsPerRank(config),
                                 .activations = config.activation_dtype(),
                                 .device = config.device,
-                                .rank = config.rank});
+                                .rank = config.rank,
+                                .cuda_graphs = config.cuda_graphs});
   if (!backend.ok()) return backend.status();
   model.backend = *std::move(backend);
   spdlog::info("backend {}", model.backend->Description());

@@ -6,6 +6,7 @@
 // asked for before the first is merged.
 #include "kernels/cuda/attention_pieces.h"
 #include "kernels/cuda/attention_tile.h"
+#include "kernels/cuda/device/dependent_launch.h"
 
 namespace marcoro::cuda {
 namespace {
@@ -86,6 +87,8 @@ MARCORO_DEVICE MergedRow MergeParts(const AttentionTask& task, const Shares& sha
 }
 
 MARCORO_KERNEL(kThreads, 3) MergeSplitsKernel(AttentionTask task) {
+  LaunchDependents();
+  WaitForKernelAhead();
   const int row = BlockIndexX();
   const int head = BlockIndexY() * kWarps + Warp();
   if (head >= task.heads) return;
@@ -113,10 +116,12 @@ MARCORO_KERNEL(kThreads, 3) MergeSplitsKernel(AttentionTask task) {
 }  // namespace
 
 void MergeSplits(Stream stream, const AttentionTask& task) {
-  Launch(
-      stream,
-      {.grid_x = task.step.rows, .grid_y = (task.heads + kWarps - 1) / kWarps, .threads = kThreads},
-      MergeSplitsKernel, task);
+  Launch(stream,
+         {.grid_x = task.step.rows,
+          .grid_y = (task.heads + kWarps - 1) / kWarps,
+          .threads = kThreads,
+          .overlaps_kernel_ahead = true},
+         MergeSplitsKernel, task);
 }
 
 }  // namespace marcoro::cuda

@@ -17,6 +17,7 @@
 
 #include "kernels/cuda/attention_pieces.h"
 #include "kernels/cuda/attention_tile.h"
+#include "kernels/cuda/device/dependent_launch.h"
 
 namespace marcoro::cuda {
 namespace {
@@ -237,6 +238,8 @@ class SplitPiece {
 template <int kDims>
 MARCORO_KERNEL(kThreads, 2)
 AttendSplitsKernel(AttentionTask task) {
+  LaunchDependents();
+  WaitForKernelAhead();
   constexpr int kPairs = PairsOfWarp(kDims);
   const Shares shares = DealPieces(task);
   const int begin = shares.Begin(BlockIndexX());
@@ -284,7 +287,8 @@ void LaunchSplits(Stream stream, const AttentionTask& task) {
   Launch(stream,
          {.grid_x = task.split_blocks,
           .threads = kThreads,
-          .shared_bytes = SplitMemory<kDims>::kBytes},
+          .shared_bytes = SplitMemory<kDims>::kBytes,
+          .overlaps_kernel_ahead = true},
          AttendSplitsKernel<kDims>, task);
 }
 

@@ -13,6 +13,7 @@
 // Head dimensions above 128 take twice: each block computes all scores but half of the output's
 // dimensions, and reads its queries again for each tile (from the first-level cache).
 #include "kernels/cuda/attention_tile.h"
+#include "kernels/cuda/device/dependent_launch.h"
 
 namespace marcoro::cuda {
 namespace {
@@ -181,6 +182,8 @@ MARCORO_DEVICE void Walk(const AttentionTask& task, const QuerySequence& sequenc
 template <int kDims>
 MARCORO_KERNEL(kThreads, 1)
 AttendWalksKernel(AttentionTask task) {
+  LaunchDependents();
+  WaitForKernelAhead();
   const Work work = FindWork(task.step.sequences, GridX() - 1 - BlockIndexX(), [&](int s) {
     const int rows = QueryRows(task, s);
     return rows <= task.split_rows ? 0 : (rows + kBlockRows - 1) / kBlockRows;
@@ -202,7 +205,8 @@ void LaunchWalks(Stream stream, const AttentionTask& task) {
          {.grid_x = static_cast<int>(blocks),
           .grid_y = task.kv_heads * slices,
           .threads = kThreads,
-          .shared_bytes = Tiles<kDims>::kBytes},
+          .shared_bytes = Tiles<kDims>::kBytes,
+          .overlaps_kernel_ahead = true},
          AttendWalksKernel<kDims>, task);
 }
 

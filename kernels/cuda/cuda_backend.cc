@@ -17,6 +17,7 @@
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/row_stage.h"
 #include "kernels/cuda/runtime.h"
+#include "kernels/cuda/step_runner.h"
 #include "kernels/cuda/step_upload.h"
 #include "kernels/op_checks.h"
 
@@ -36,10 +37,14 @@ struct Identity {
 };
 
 // Whatever an op does to the device, it does on one stream, in the order of the calls.
-class CudaBackend final : public Backend {
+class CudaBackend final : public Backend, private StepHost {
  public:
-  CudaBackend(int device, Identity identity, Stream stream, int threads)
-      : device_(device), identity_(std::move(identity)), stream_(stream), pool_(threads) {}
+  CudaBackend(int device, Identity identity, Stream stream, int threads, bool graphs)
+      : device_(device),
+        identity_(std::move(identity)),
+        stream_(stream),
+        graphs_(graphs),
+        pool_(threads) {}
   ~CudaBackend() override {
     Synchronize().IgnoreError();  // what it tells is no matter any more
     DestroyStream(stream_);
@@ -68,7 +73,9 @@ class CudaBackend final : public Backend {
   absl::Status Synchronize() override;
   size_t ReservedBytes(const StepLimits& limits) const override;
   absl::Status Reserve(const StepLimits& limits) override;
-  void BeginStep(const StepInput& step) override;
+  void BeginStep(const StepInput& step) override { BeginStepWithRoom(step, {}); }
+  std::unique_ptr<StepRunner> MakeStepRunner(const StepLimits& limits, bool repeatable,
+                                             StepRunner::Body body) override;
 
   size_t WeightBytes(const WeightShape& shape) const override;
   void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count,
@@ -98,19 +105,24 @@ class CudaBackend final : public Backend {
   // Keeps the first failure of what returns none, for the next call that does.
   void Note(const absl::Status& status) const;
   absl::Status TakeNoted() const;
+  void BeginStepWithRoom(const StepInput& step, const StepRoom& room) override;
+  StepTies ties() const override;
+  absl::Status failure() const override { return TakeNoted(); }
   void CheckSequencesOfStep(absl::Span<const SequenceSpan> sequences, int32_t window,
                             const KvCacheLayer& cache);
 
   const int device_;
   const Identity identity_;
   const Stream stream_;
+  const bool graphs_;
   cpu::ThreadPool pool_;
 
   // Of the step that runs.
   StepInput input_;
   StepUpload upload_;
-  // The window and the blocks of a cache for which the step's block tables have been checked.
-  std::pair<int32_t, int32_t> checked_for_ = {-1, -1};
+  // What the step has been checked against; its block tables for a window and the blocks of a
+  // cache.
+  StepTies checked_;
   GrowingMemory scratch_{MemoryKind::kDevice};
   GrowingMemory summaries_{MemoryKind::kDevice};
 
@@ -192,20 +204,34 @@ absl::Status CudaBackend::Reserve(const StepLimits& limits) {
   return status;
 }
 
-void CudaBackend::BeginStep(const StepInput& step) {
+void CudaBackend::BeginStepWithRoom(const StepInput& step, const StepRoom& room) {
   input_ = step;
-  checked_for_ = {-1, -1};
-  Note(upload_.Begin(stream_, step));
+  checked_ = {};
+  Note(upload_.Begin(stream_, step, room));
+}
+
+StepTies CudaBackend::ties() const {
+  StepTies ties = checked_;
+  ties.scratch = scratch_.data();
+  ties.upload = upload_.memory();
+  return ties;
+}
+
+std::unique_ptr<StepRunner> CudaBackend::MakeStepRunner(const StepLimits& limits, bool repeatable,
+                                                        StepRunner::Body body) {
+  return MakeDeviceStepRunner(*this, stream_,
+                              {.limits = limits, .repeatable = repeatable, .graphs = graphs_},
+                              std::move(body));
 }
 
 // Block tables are the same for all layers: looked at once in a step.
 void CudaBackend::CheckSequencesOfStep(absl::Span<const SequenceSpan> sequences, int32_t window,
                                        const KvCacheLayer& cache) {
   MARCORO_CHECK(IsSame(sequences, input_.sequences));
-  const std::pair<int32_t, int32_t> check = {window, cache.blocks};
-  if (checked_for_ == check) return;
+  if (checked_.window == window && checked_.kv_blocks == cache.blocks) return;
   for (const SequenceSpan& sequence : sequences) CheckVisibleBlocks(sequence, window, cache);
-  checked_for_ = check;
+  checked_.window = window;
+  checked_.kv_blocks = cache.blocks;
 }
 
 size_t CudaBackend::WeightBytes(const WeightShape& shape) const {
@@ -246,6 +272,7 @@ void CudaBackend::ZeroKvBlocks(const KvCacheLayer& cache, absl::Span<const int32
 void CudaBackend::Embed(absl::Span<const int32_t> ids, const Tensor& table, const Tensor& out) {
   CheckEmbed(ids, table, out);
   MARCORO_CHECK(IsSame(ids, input_.ids));
+  checked_.vocabulary = std::min(checked_.vocabulary, table.rows);
   if (out.rows > 0) cuda::Embed(stream_, upload_.step(), table, out);
 }
 
@@ -274,6 +301,7 @@ void CudaBackend::RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const At
                                  const KvCacheLayer& cache, const Tensor& q) {
   CheckRopeAndStoreKv(qkv, rope, shape, sequences, cache, q, DType::kBF16);
   CheckSequencesOfStep(sequences, shape.window, cache);
+  checked_.positions = std::min(checked_.positions, rope.rows);
   if (sequences.empty()) return;
   cuda::RopeAndStoreKv(stream_, qkv, rope, shape, upload_.step(), cache, q);
 }
@@ -358,7 +386,7 @@ absl::StatusOr<Identity> Identify(Stream stream) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, int threads) {
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, int threads, bool graphs) {
   MARCORO_CHECK(threads >= 1);
   if (absl::Status status = UseDevice(device); !status.ok()) return status;
   auto stream = CreateStream();
@@ -368,7 +396,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, int threads
     DestroyStream(*stream);
     return identity.status();
   }
-  return std::make_unique<CudaBackend>(device, *std::move(identity), *stream, threads);
+  return std::make_unique<CudaBackend>(device, *std::move(identity), *stream, threads, graphs);
 }
 
 }  // namespace marcoro::cuda

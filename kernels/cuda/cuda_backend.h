@@ -8,9 +8,11 @@
 
 namespace marcoro::cuda {
 
-// `threads` are the host's, for ParallelFor. FAILED_PRECONDITION, in one line that says what to do,
+// `threads` are the host's, for ParallelFor; `graphs` as BackendOptions::cuda_graphs.
+// FAILED_PRECONDITION, in one line that says what to do,
 // if the GPU cannot be worked with. Threads other than the caller's may call what Backend allows
 // concurrently, and nothing else.
-absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, int threads);
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, int threads,
+                                                         bool graphs = true);
 
 }  // namespace marcoro::cuda

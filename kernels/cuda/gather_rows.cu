@@ -1,5 +1,6 @@
 // A thread copies eight neighbouring elements of one row, in one access where memory is aligned for
 // that.
+#include "kernels/cuda/device/dependent_launch.h"
 #include "kernels/cuda/device/numbers.h"
 #include "kernels/cuda/device/thread.h"
 #include "kernels/cuda/ops.h"
@@ -22,6 +23,8 @@ struct GatheredRows {
 };
 
 MARCORO_KERNEL(kThreads, 1) GatherRowsKernel(GatheredRows gathered) {
+  LaunchDependents();
+  WaitForKernelAhead();
   const int64_t row = BlockIndexX();
   const int i = BlockIndexY() * kBlockColumns + ThreadIndex() * kElements;
   const int left = gathered.columns - i;
@@ -46,7 +49,8 @@ void GatherRows(Stream stream, const Tensor& from, const int32_t* rows, const Te
   Launch(stream,
          {.grid_x = static_cast<int>(to.rows),
           .grid_y = (columns + kBlockColumns - 1) / kBlockColumns,
-          .threads = kThreads},
+          .threads = kThreads,
+          .overlaps_kernel_ahead = true},
          GatherRowsKernel,
          GatheredRows{.rows = rows,
                       .from = from.Row<uint16_t>(0),

@@ -1,7 +1,8 @@
 // How host code starts kernels. On a GPU a stream is CUDA's; in the emulator a launch runs the
-// kernel to its end.
+// kernel to its end, or records it while its stream is captured (graph.h).
 #pragma once
 
+#include <functional>
 #include <utility>
 
 #include "kernels/cuda/device/platform.h"
@@ -29,16 +30,19 @@ struct LaunchShape {
 using Stream = simt::Stream;
 
 template <typename... Parameters, typename... Arguments>
-void Launch(Stream, const LaunchShape& shape, void (*kernel)(Parameters...),
+void Launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...),
             Arguments&&... arguments) {
-  simt::Launch({.grid_x = shape.grid_x,
-                .grid_y = shape.grid_y,
-                .grid_z = shape.grid_z,
-                .threads = shape.threads,
-                .shared_bytes = shape.shared_bytes,
-                .cluster_blocks = shape.cluster_blocks},
-               // Copies: the launch may be recorded and run later.
-               [kernel, ... copies = static_cast<Parameters>(arguments)] { kernel(copies...); });
+  const simt::LaunchShape simt_shape = {.grid_x = shape.grid_x,
+                                        .grid_y = shape.grid_y,
+                                        .grid_z = shape.grid_z,
+                                        .threads = shape.threads,
+                                        .shared_bytes = shape.shared_bytes,
+                                        .cluster_blocks = shape.cluster_blocks};
+  // Copies: the launch may be recorded and run later.
+  const std::function<void()> body = [kernel, ... copies = static_cast<Parameters>(arguments)] {
+    kernel(copies...);
+  };
+  simt::Queue(stream, [simt_shape, body] { simt::Launch(simt_shape, body); });
 }
 
 #else

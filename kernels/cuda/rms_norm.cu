@@ -6,6 +6,7 @@
 // with all loads of a thread, those of the weight included, under way before the first is used (at
 // H = 4096: 48 KB of a block). A decode step has as many blocks as tokens, so that its time is one
 // trip to memory, the reduction and one trip back.
+#include "kernels/cuda/device/dependent_launch.h"
 #include "kernels/cuda/device/numbers.h"
 #include "kernels/cuda/device/reduce.h"
 #include "kernels/cuda/device/shared_memory.h"
@@ -87,6 +88,7 @@ MARCORO_DEVICE void StoreScaled(const RmsNormRow& row, int i, const Float4& x, f
 template <int kVectors>
 MARCORO_KERNEL(kThreads, 1)
 RmsNormKernel(RmsNormRows rows) {
+  LaunchDependents();
   const RmsNormRow row = RowOfBlock(rows);
   const int first = ThreadIndex() * kVector;
   Float4 x[kVectors];
@@ -94,8 +96,13 @@ RmsNormKernel(RmsNormRows rows) {
   MARCORO_UNROLL_LOOP
   for (int v = 0; v < kVectors; ++v) {
     const int i = first + v * kStep;
-    x[v] = LoadFour(row.x + i, row.columns - i, row.aligned);
     weight[v] = LoadFour(row.weight + i, row.columns - i, row.aligned);
+  }
+  WaitForKernelAhead();  // no kernel writes norms
+  MARCORO_UNROLL_LOOP
+  for (int v = 0; v < kVectors; ++v) {
+    const int i = first + v * kStep;
+    x[v] = LoadFour(row.x + i, row.columns - i, row.aligned);
   }
   if (row.delta != nullptr) {
     MARCORO_UNROLL_LOOP
@@ -119,6 +126,8 @@ RmsNormKernel(RmsNormRows rows) {
 
 // Longer rows are read twice; each thread reads again what it wrote itself.
 MARCORO_KERNEL(kThreads, 1) RmsNormLongKernel(RmsNormRows rows) {
+  LaunchDependents();
+  WaitForKernelAhead();
   const RmsNormRow row = RowOfBlock(rows);
   float sum = 0;
   for (int i = ThreadIndex() * kVector; i < row.columns; i += kStep) {
@@ -156,7 +165,8 @@ void RmsNorm(Stream stream, const Tensor& x, const Tensor* delta, const float* w
                  RowsAreAligned(out.data, out.stride, sizeof(uint16_t))};
   const LaunchShape shape = {.grid_x = static_cast<int>(x.rows),
                              .threads = kThreads,
-                             .shared_bytes = kWarps * static_cast<int>(sizeof(float))};
+                             .shared_bytes = kWarps * static_cast<int>(sizeof(float)),
+                             .overlaps_kernel_ahead = true};
   if (x.columns <= 4 * kStep) return Launch(stream, shape, RmsNormKernel<4>, rows);
   if (x.columns <= 8 * kStep) return Launch(stream, shape, RmsNormKernel<8>, rows);
   Launch(stream, shape, RmsNormLongKernel, rows);

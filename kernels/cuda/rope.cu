@@ -6,6 +6,7 @@
 // A row of 48 heads of 128 is 768 threads in 6 blocks, so that one token is one trip to memory, and
 // a prompt is bound by its bytes: 24 KB read and 12 KB written a row, with two loads of 16 bytes
 // under way in each of 2048 threads of a multiprocessor.
+#include "kernels/cuda/device/dependent_launch.h"
 #include "kernels/cuda/device/numbers.h"
 #include "kernels/cuda/device/thread.h"
 #include "kernels/cuda/device/vectors.h"
@@ -66,6 +67,8 @@ MARCORO_DEVICE uint16_t* Destination(const RopeRows& rows, int64_t row, int posi
 }
 
 MARCORO_KERNEL(kThreads, 1) RopeKernel(RopeRows rows) {
+  LaunchDependents();
+  WaitForKernelAhead();
   const int64_t row = BlockIndexX();
   const int thread = BlockIndexY() * kThreads + ThreadIndex();
   const int head = thread / rows.head_threads;
@@ -116,7 +119,10 @@ void RopeAndStoreKv(Stream stream, const Tensor& qkv, const Tensor& rope,
                                     RowsAreAligned(q.data, q.stride, sizeof(uint16_t)) &&
                                     RowsAreAligned(cache.data, 0, sizeof(uint16_t))};
   Launch(stream,
-         {.grid_x = step.rows, .grid_y = (threads + kThreads - 1) / kThreads, .threads = kThreads},
+         {.grid_x = step.rows,
+          .grid_y = (threads + kThreads - 1) / kThreads,
+          .threads = kThreads,
+          .overlaps_kernel_ahead = true},
          RopeKernel, rows);
 }
 

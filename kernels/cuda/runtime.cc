@@ -142,7 +142,8 @@ absl::StatusOr<void*> AllocateDevice(size_t bytes) {
   cudaError_t error = cudaMalloc(&memory, bytes == 0 ? 1 : bytes);
   if (error != cudaSuccess) return NotEnough(bytes, error);
   error = cudaMemset(memory, 0, bytes);
-  if (error == cudaSuccess) error = cudaDeviceSynchronize();
+  // Not the whole device, a stream of which another thread may be capturing.
+  if (error == cudaSuccess) error = cudaStreamSynchronize(nullptr);
   if (error == cudaSuccess) return memory;
   cudaFree(memory);
   return ErrorStatus(error);

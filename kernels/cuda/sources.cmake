@@ -27,4 +27,5 @@ set(marcoro_cuda_host_sources
   kernels/cuda/device_memory.cc
   kernels/cuda/matmul_probe.cc
   kernels/cuda/row_stage.cc
+  kernels/cuda/step_runner.cc
   kernels/cuda/step_upload.cc)

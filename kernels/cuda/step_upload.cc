@@ -82,6 +82,12 @@ void WriteSequences(absl::Span<const SequenceSpan> sequences, const SequenceArra
     step.most_tokens = std::max(step.most_tokens, sequence.tokens);
     step.context = std::max(step.context, sequence.position + sequence.tokens);
   }
+  for (auto s = sequences.size(); s < static_cast<size_t>(step.sequences); ++s) {
+    arrays.first_rows.host[s] = 0;
+    arrays.tokens.host[s] = 0;
+    arrays.first_positions.host[s] = 0;
+    arrays.first_blocks.host[s] = 0;
+  }
 }
 
 }  // namespace
@@ -110,9 +116,9 @@ absl::Status StepUpload::Reserve(Stream stream, const StepLimits& limits) {
   return ReserveCount(stream, Bytes(limits) / sizeof(int32_t));
 }
 
-absl::Status StepUpload::Begin(Stream stream, const StepInput& input) {
+absl::Status StepUpload::Begin(Stream stream, const StepInput& input, const StepRoom& room) {
   const size_t rows = RowsOf(input);
-  const size_t sequences = input.sequences.size();
+  const size_t sequences = std::max(input.sequences.size(), static_cast<size_t>(room.sequences));
   const size_t blocks = BlocksOf(input);
   absl::Status status =
       ReserveCount(stream, Count(rows, sequences, input.logit_rows.size(), blocks));
@@ -122,17 +128,21 @@ absl::Status StepUpload::Begin(Stream stream, const StepInput& input) {
     copying_ = false;
   }
   Writer writer(pinned_.data(), device_.data());
-  step_ = {.rows = static_cast<int>(rows), .sequences = static_cast<int>(sequences)};
+  step_ = {.rows = static_cast<int>(rows),
+           .sequences = static_cast<int>(sequences),
+           .context = room.context};
   const Writer::Array ids = writer.Take(rows);
   std::fill_n(ids.host, rows, 0);
   std::copy(input.ids.begin(), input.ids.end(), ids.host);
-  const SequenceArrays arrays = {.positions = writer.Take(rows),
-                                 .row_sequences = writer.Take(rows),
-                                 .first_rows = writer.Take(sequences),
-                                 .tokens = writer.Take(sequences),
-                                 .first_positions = writer.Take(sequences),
-                                 .first_blocks = writer.Take(sequences),
-                                 .blocks = writer.Take(blocks)};
+  SequenceArrays arrays = {.positions = writer.Take(rows),
+                           .row_sequences = writer.Take(rows),
+                           .first_rows = writer.Take(sequences),
+                           .tokens = writer.Take(sequences),
+                           .first_positions = writer.Take(sequences),
+                           .first_blocks = writer.Take(sequences),
+                           .blocks = {}};
+  logit_rows_ = writer.Copy(input.logit_rows);
+  arrays.blocks = writer.Take(blocks);  // last: only their number differs between steps of a shape
   std::fill_n(arrays.positions.host, rows, -1);
   std::fill_n(arrays.row_sequences.host, rows, 0);
   WriteSequences(input.sequences, arrays, step_);
@@ -144,7 +154,6 @@ absl::Status StepUpload::Begin(Stream stream, const StepInput& input) {
   step_.first_positions = arrays.first_positions.device;
   step_.first_blocks = arrays.first_blocks.device;
   step_.blocks = arrays.blocks.device;
-  logit_rows_ = writer.Copy(input.logit_rows);
   CopyToDevice(stream, device_.data(), pinned_.data(), writer.used() * sizeof(int32_t));
   copying_ = true;
   return absl::OkStatus();

@@ -13,6 +13,12 @@
 
 namespace marcoro::cuda {
 
+// What launches are sized by beyond what a step needs, so that they can be repeated for others.
+struct StepRoom {
+  int sequences = 0;
+  int context = 0;
+};
+
 class StepUpload {
  public:
   // Bytes for any step within the limits, and room for them.
@@ -20,14 +26,17 @@ class StepUpload {
   absl::Status Reserve(Stream stream, const StepLimits& limits);
 
   // Queues the copy. Rows that belong to no sequence are padding. The step must be one that
-  // Backend's ops would take.
-  absl::Status Begin(Stream stream, const StepInput& input);
+  // Backend's ops would take. What the ops are told depends on the numbers of ids and logit rows
+  // and on the room alone if that is enough for the step, and the memory has not moved.
+  absl::Status Begin(Stream stream, const StepInput& input, const StepRoom& room = {});
   // All that was queued on the stream has happened: the pinned memory is free again.
   void NoteSynchronized() { copying_ = false; }
 
   // Of the step that began last.
   const DeviceStep& step() const { return step_; }
   const int32_t* logit_rows() const { return logit_rows_; }
+  // Where all of it lies on the device.
+  const void* memory() const { return device_.data(); }
 
  private:
   // Numbers (int32) that a step takes.

@@ -1,6 +1,7 @@
 // A thread makes four neighbouring elements of one row: two loads of 16 bytes, one store of 8.
 // Bound by memory (10 bytes an element): with 2048 threads on a multiprocessor 64 KB are under way,
 // and the 30 or so instructions of an element take less time than its bytes.
+#include "kernels/cuda/device/dependent_launch.h"
 #include "kernels/cuda/device/numbers.h"
 #include "kernels/cuda/device/thread.h"
 #include "kernels/cuda/device/vectors.h"
@@ -30,6 +31,8 @@ MARCORO_DEVICE float SiluTimes(float gate, float up) {
 }
 
 MARCORO_KERNEL(kThreads, 1) SwiGluKernel(SwiGluRows rows) {
+  LaunchDependents();
+  WaitForKernelAhead();
   const int64_t row = BlockIndexX();
   const int i = BlockIndexY() * kBlockColumns + ThreadIndex() * kVector;
   const int left = rows.columns - i;
@@ -59,7 +62,8 @@ void SwiGlu(Stream stream, const Tensor& gate_up, const Tensor& out) {
   Launch(stream,
          {.grid_x = static_cast<int>(out.rows),
           .grid_y = (columns + kBlockColumns - 1) / kBlockColumns,
-          .threads = kThreads},
+          .threads = kThreads,
+          .overlaps_kernel_ahead = true},
          SwiGluKernel, rows);
 }
 

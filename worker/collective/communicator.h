@@ -29,6 +29,13 @@ class Communicator {
   // process.
   virtual bool host_memory() const { return true; }
 
+  // Whether what the operations queue on the device may be captured and repeated past them (see
+  // Backend::MakeStepRunner): nothing of it depends on the host, and nothing waits for it.
+  virtual bool repeatable() const { return size() == 1 || !host_memory(); }
+  // Operations may have been repeated past the communicator: from here on it watches over them as
+  // over those it queued itself. Fails if an earlier one did.
+  virtual absl::Status NoteRepeated() { return absl::OkStatus(); }
+
   // data becomes the element-wise float32 sum over all ranks, added as a balanced binary tree in
   // rank order,
   // ((0+1)+(2+3))+…, for every element whatever the message size, so that all ranks hold the same

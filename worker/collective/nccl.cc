@@ -50,6 +50,12 @@ class NcclCommunicator : public Communicator {
   int size() const override { return options_.size; }
   bool host_memory() const override { return false; }
 
+  absl::Status NoteRepeated() override {
+    absl::Status status = watchdog_->status();
+    if (status.ok()) NoteQueued();
+    return status;
+  }
+
   absl::Status AllReduceTree(absl::Span<float> data) override {
     if (absl::Status status = watchdog_->status(); !status.ok()) return status;
     absl::Status status = AllReduce(data.data(), data.size(), IsOneShot(data.size()));
@@ -136,8 +142,7 @@ absl::Status NcclCommunicator::AllReduce(float* data, size_t count, bool one_sho
   return absl::OkStatus();
 }
 
-// A mark within a capture would belong to the graph: replays are watched by the kernels' own
-// deadline, by NCCL, and by who runs the step.
+// A mark within a capture would belong to the graph: repetitions are marked by NoteRepeated.
 void NcclCommunicator::NoteQueued() {
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   cudaStreamIsCapturing(stream_, &capture);

@@ -49,11 +49,11 @@ absl::StatusOr<VocabularyParallel> VocabularyParallel::Create(Backend& backend,
   return result;
 }
 
-absl::StatusOr<Tensor> VocabularyParallel::Apply(const Tensor& x, const PackedWeight& weight) {
+absl::Status VocabularyParallel::Apply(const Tensor& x, const PackedWeight& weight) {
   const int64_t rows = x.rows;
   const Tensor shard(shard_.data(), DType::kF32, rows, shard_rows_);
   backend_->Matmul(x, weight, shard);
-  if (communicator_->size() == 1) return shard;
+  if (communicator_->size() == 1) return absl::OkStatus();
 
   auto* gathered = static_cast<float*>(gathered_.data());
   const int64_t shard_elements = rows * shard_rows_;
@@ -61,10 +61,9 @@ absl::StatusOr<Tensor> VocabularyParallel::Apply(const Tensor& x, const PackedWe
       absl::MakeConstSpan(shard.Row<float>(0), shard_elements),
       absl::MakeSpan(gathered,
                      communicator_->rank() == 0 ? communicator_->size() * shard_elements : 0));
-  if (!status.ok()) return status;
-  if (communicator_->rank() != 0) return Tensor();
+  if (!status.ok() || communicator_->rank() != 0) return status;
 
-  const Tensor logits(logits_.data(), DType::kF32, rows, vocabulary_size_);
+  const Tensor logits = Logits(rows);
   for (int rank = 0; rank < communicator_->size(); ++rank) {
     const int64_t begin = rank * shard_rows_;
     const int64_t count = std::min(shard_rows_, vocabulary_size_ - begin);
@@ -75,7 +74,14 @@ absl::StatusOr<Tensor> VocabularyParallel::Apply(const Tensor& x, const PackedWe
     to.stride = vocabulary_size_;
     backend_->CopyMatrix(from, to);
   }
-  return logits;
+  return absl::OkStatus();
+}
+
+Tensor VocabularyParallel::Logits(int64_t rows) const {
+  if (communicator_->rank() != 0) return Tensor();
+  // One rank's shard is the whole vocabulary.
+  const Buffer& buffer = communicator_->size() == 1 ? shard_ : logits_;
+  return Tensor(buffer.data(), DType::kF32, rows, vocabulary_size_);
 }
 
 }  // namespace marcoro

@@ -38,9 +38,10 @@ class VocabularyParallel {
                                                    int64_t vocabulary_size, int64_t shard_rows,
                                                    int64_t max_rows);
 
-  // x (R, H) act → logits (R, V) F32 on rank 0, valid until the next call; an empty tensor
-  // elsewhere.
-  absl::StatusOr<Tensor> Apply(const Tensor& x, const PackedWeight& weight);
+  // x (R, H) act → logits of R rows on rank 0.
+  absl::Status Apply(const Tensor& x, const PackedWeight& weight);
+  // The first rows that Apply last made, (rows, V) F32, on rank 0; an empty tensor elsewhere.
+  Tensor Logits(int64_t rows) const;
 
  private:
   VocabularyParallel(Backend& backend, Communicator& communicator, int64_t vocabulary_size,

@@ -109,6 +109,9 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
       new Transformer(config, shard, std::move(parameters), bounds, *std::move(cache), backend,
                       std::move(staged), reachable, *std::move(lm_head)));
   if (absl::Status status = transformer->Allocate(); !status.ok()) return status;
+  transformer->steps_ = backend.MakeStepRunner(
+      LimitsOf(config, shard, bounds), reachable.repeatable(),
+      [self = transformer.get()](const StepInput& step) { return self->Run(step); });
   return transformer;
 }
 
@@ -204,33 +207,42 @@ Transformer::Activations Transformer::ViewActivations(int64_t tokens) const {
           .selected = view(8)};
 }
 
-// The forward pass.
 absl::StatusOr<Tensor> Transformer::Forward(const StepPlan& plan) {
   cache_.Zero(backend_, plan.blocks_to_zero);
   if (plan.sequences.empty()) return Tensor();
   CollectSpans(plan);
-  backend_.BeginStep({.ids = plan.tokens, .sequences = spans_, .logit_rows = logit_rows_});
-  const Activations act = ViewActivations(static_cast<int64_t>(plan.tokens.size()));
+  absl::Status status =
+      steps_->Run({.ids = plan.tokens, .sequences = spans_, .logit_rows = logit_rows_});
+  // What was repeated did not pass through the communicator.
+  if (status.ok()) status = communicator_.NoteRepeated();
+  if (!status.ok()) return status;
+  return lm_head_.Logits(static_cast<int64_t>(logit_rows_.size()));
+}
 
-  backend_.Embed(plan.tokens, parameters_.embedding, act.residual);
+// The forward pass.
+absl::Status Transformer::Run(const StepInput& step) {
+  const Activations act = ViewActivations(static_cast<int64_t>(step.ids.size()));
+
+  backend_.Embed(step.ids, parameters_.embedding, act.residual);
   backend_.RmsNorm(act.residual, norms_[0].attention, config_.rms_norm_epsilon, act.normed);
   for (int index = 0; index < config_.layers; ++index) {
-    if (absl::Status status = Layer(index, act); !status.ok()) return status;
+    if (absl::Status status = Layer(index, step, act); !status.ok()) return status;
   }
-  if (logit_rows_.empty()) return Tensor();
-  const Tensor selected = act.selected.Rows(0, static_cast<int64_t>(logit_rows_.size()));
-  backend_.GatherRows(act.normed, logit_rows_, selected);
+  if (step.logit_rows.empty()) return absl::OkStatus();
+  const Tensor selected = act.selected.Rows(0, static_cast<int64_t>(step.logit_rows.size()));
+  backend_.GatherRows(act.normed, step.logit_rows, selected);
   return lm_head_.Apply(selected, parameters_.lm_head);
 }
 
 // One transformer block. On entry `normed` holds the block's normed input, on return the next
 // block's (or the final norm).
-absl::Status Transformer::Layer(int index, const Activations& act) {
+absl::Status Transformer::Layer(int index, const StepInput& step, const Activations& act) {
   const LayerParameters& layer = parameters_.layers[index];
+  const KvCacheLayer& cache = cache_.layer(index);
 
   ColumnParallel(backend_, act.normed, layer.qkv, act.qkv);
-  backend_.RopeAndStoreKv(act.qkv, rope_, attention_, spans_, cache_.layer(index), act.query);
-  backend_.Attention(act.query, attention_, spans_, cache_.layer(index), act.attended);
+  backend_.RopeAndStoreKv(act.qkv, rope_, attention_, step.sequences, cache, act.query);
+  backend_.Attention(act.query, attention_, step.sequences, cache, act.attended);
   const NormParameters ffn_norm = {norms_[index].ffn, config_.rms_norm_epsilon};
   absl::Status status = RowParallelAddRmsNorm(backend_, communicator_, act.attended, layer.o_proj,
                                               act.delta, act.residual, ffn_norm, act.normed);

@@ -60,7 +60,9 @@ class Transformer {
   Activations ViewActivations(int64_t tokens) const;
   // What ops need to know of the plan.
   void CollectSpans(const StepPlan& plan);
-  absl::Status Layer(int index, const Activations& act);
+  // The forward pass of a step, which may have padding; the logits are lm_head_'s.
+  absl::Status Run(const StepInput& step);
+  absl::Status Layer(int index, const StepInput& step, const Activations& act);
 
   // Norms of a layer in the backend's memory, each (H).
   struct Norms {
@@ -85,6 +87,7 @@ class Transformer {
   std::vector<Buffer> activations_;
   Buffer norm_storage_;
   Buffer rope_storage_;
+  std::unique_ptr<StepRunner> steps_;  // of Run; last: what it repeats works in all of the above
 };
 
 }  // namespace marcoro

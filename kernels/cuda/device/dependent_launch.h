@@ -8,10 +8,13 @@ namespace marcoro::cuda {
 
 #ifdef MARCORO_SIMT
 
-// The kernel behind this one may start now. Says nothing of what this one wrote.
+// The kernel behind this one may start now. Says nothing of what this one wrote. The kernels of a
+// step begin with it: the one behind takes its place on the GPU, and asks for its weights, while
+// this one works.
 MARCORO_DEVICE void LaunchDependents() {}
 // Returns when the kernel ahead has ended and what it wrote is seen. Before it only what no kernel
 // ahead writes (weights, say) may be read, and nothing that it reads may be written.
+// A kernel that was started early has all its threads wait: so its end means the end of all ahead.
 MARCORO_DEVICE void WaitForKernelAhead() {}
 
 #else

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/cuda/graph.h"
 #include "kernels/cuda/ops.h"
 #include "tests/kernels/compare.h"
 #include "tests/kernels/cuda/device_matrix.h"
@@ -347,6 +348,32 @@ TEST(CudaAllReduceTest, RootGathersSideBySide) {
       }
       ExpectSums(sums, ExpectedSum(ranks, count));
     }
+  }
+}
+
+// The numbers of exchanges live in device memory.
+TEST(CudaAllReduceTest, ACapturedSumIsRepeated) {
+  constexpr size_t kCount = 2600;
+  const Group group({.ranks = 4});
+  auto messages = Messages(4, kCount);
+  std::vector<Graph> graphs;
+  for (int rank = 0; rank < 4; ++rank) {
+    auto graph = CaptureGraph(TestStream(), [&] {
+      AllReduceTree(TestStream(), group.OfRank(rank), messages[static_cast<size_t>(rank)].data(),
+                    kCount);
+      return absl::OkStatus();
+    });
+    CheckDevice(graph.status());
+    graphs.push_back(*std::move(graph));
+  }
+  for (int round = 0; round < 5; ++round) {
+    for (int rank = 0; rank < 4; ++rank) {
+      messages[static_cast<size_t>(rank)].CopyFrom(Part(rank, kCount, round));
+    }
+    group.Run([&](Stream stream, const PeerMemory& peers) {
+      graphs[static_cast<size_t>(peers.rank)].Launch(stream);
+    });
+    ExpectSums(messages, ExpectedSum(4, kCount, round));
   }
 }
 

@@ -15,8 +15,8 @@ std::vector<std::string> DeviceBackendNames() {
   return {};
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int threads) {
-  return cuda::MakeCudaBackend(/*device=*/0, threads);
+absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int threads, bool graphs) {
+  return cuda::MakeCudaBackend(/*device=*/0, threads, graphs);
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeStagedDeviceBackend(int threads) {

@@ -15,8 +15,8 @@ namespace marcoro {
 // {"cuda"}; empty where there is neither, said on stderr.
 std::vector<std::string> DeviceBackendNames();
 
-// The backend itself; nothing but "cuda" is known.
-absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int threads);
+// The backend itself; nothing but "cuda" is known. `graphs` as BackendOptions::cuda_graphs.
+absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int threads, bool graphs = true);
 
 // A stand-in for it that takes tensors, weights and caches in the program's own memory: each op
 // copies all of them to the device, runs there, and copies them back, what lies between rows

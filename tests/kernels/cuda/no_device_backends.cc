@@ -10,7 +10,7 @@ std::vector<std::string> DeviceBackendNames() {
   return {};
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int) {
+absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int, bool) {
   return absl::FailedPreconditionError("no device backend in this build");
 }
 

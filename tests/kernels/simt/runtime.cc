@@ -1,10 +1,11 @@
 // kernels/cuda/runtime.h over the emulator: device memory is the host's, and what is queued has
-// happened when the call returns.
+// happened when the call returns, unless its stream is captured.
 #include "kernels/cuda/runtime.h"
 
 #include <cstdlib>
 #include <cstring>
 
+#include "tests/kernels/simt/capture.h"
 #include "tests/kernels/simt/runtime_faults.h"
 
 namespace marcoro::simt {
@@ -27,6 +28,7 @@ constexpr size_t kAlignment = 256;
 constexpr size_t kMemory = size_t{1} << 30;
 
 absl::StatusOr<void*> Allocate(size_t bytes) {
+  if (absl::Status status = simt::CheckNotCapturing("an allocation"); !status.ok()) return status;
   void* memory = nullptr;
   if (bytes > kMemory) return absl::ResourceExhaustedError("the emulated device has 1 GiB");
   // Exactly as many bytes as asked for, so that AddressSanitizer sees an access beyond them.
@@ -35,6 +37,11 @@ absl::StatusOr<void*> Allocate(size_t bytes) {
   }
   std::memset(memory, 0, bytes);
   return memory;
+}
+
+void Free(void* memory) {
+  simt::CheckNotCapturing("freeing memory").IgnoreError();  // it spoils the capture
+  std::free(memory);
 }
 
 }  // namespace
@@ -55,39 +62,45 @@ absl::StatusOr<DeviceProperties> Properties() {
 }
 
 absl::StatusOr<void*> AllocateDevice(size_t bytes) { return Allocate(bytes); }
-void FreeDevice(void* memory) { std::free(memory); }
+void FreeDevice(void* memory) { Free(memory); }
 absl::StatusOr<void*> AllocatePinned(size_t bytes) { return Allocate(bytes); }
-void FreePinned(void* memory) { std::free(memory); }
+void FreePinned(void* memory) { Free(memory); }
 
-absl::StatusOr<Stream> CreateStream() { return Stream(); }
-void DestroyStream(Stream) {}
+absl::StatusOr<Stream> CreateStream() { return Stream{new simt::StreamState}; }
+void DestroyStream(Stream stream) { delete stream.state; }
 
-void CopyToDevice(Stream, void* device, const void* host, size_t bytes) {
+void CopyToDevice(Stream stream, void* device, const void* host, size_t bytes) {
   simt::FailingCopies* failing = simt::FailingCopies::current();
   if (failing != nullptr && failing->NextFails()) return;
-  if (bytes > 0) std::memcpy(device, host, bytes);
+  if (bytes == 0) return;
+  simt::Queue(stream, [=] { std::memcpy(device, host, bytes); });
 }
-void CopyToHost(Stream, void* host, const void* device, size_t bytes) {
-  if (bytes > 0) std::memcpy(host, device, bytes);
+void CopyToHost(Stream stream, void* host, const void* device, size_t bytes) {
+  if (bytes == 0) return;
+  simt::Queue(stream, [=] { std::memcpy(host, device, bytes); });
 }
-void CopyRowsOnDevice(Stream, void* to, size_t to_stride, const void* from, size_t from_stride,
-                      size_t row_bytes, size_t rows) {
-  for (size_t row = 0; row < rows; ++row) {
-    std::memcpy(static_cast<char*>(to) + row * to_stride,
-                static_cast<const char*>(from) + row * from_stride, row_bytes);
-  }
+void CopyRowsOnDevice(Stream stream, void* to, size_t to_stride, const void* from,
+                      size_t from_stride, size_t row_bytes, size_t rows) {
+  simt::Queue(stream, [=] {
+    for (size_t row = 0; row < rows; ++row) {
+      std::memcpy(static_cast<char*>(to) + row * to_stride,
+                  static_cast<const char*>(from) + row * from_stride, row_bytes);
+    }
+  });
 }
-void Fill(Stream, void* device, int byte, size_t bytes) {
-  if (bytes > 0) std::memset(device, byte, bytes);
+void Fill(Stream stream, void* device, int byte, size_t bytes) {
+  if (bytes == 0) return;
+  simt::Queue(stream, [=] { std::memset(device, byte, bytes); });
 }
 
 absl::Status CheckQueued() { return absl::OkStatus(); }
 
-absl::Status Synchronize(Stream) {
+absl::Status Synchronize(Stream stream) {
   const simt::FailingCopies* failing = simt::FailingCopies::current();
-  if (failing != nullptr && failing->failed())
+  if (failing != nullptr && failing->failed()) {
     return absl::InternalError("the emulated device is lost");
-  return absl::OkStatus();
+  }
+  return simt::CheckNotCaptured(stream, "waiting for the stream");
 }
 
 }  // namespace marcoro::cuda

@@ -41,14 +41,33 @@
 #include <functional>
 #include <source_location>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace marcoro::simt {
 
 using SourceLocation = std::source_location;
 
-// Order is the call order: there is nothing to wait for.
-struct Stream {};
+// What was queued on a stream while that was captured, to be run later and more than once.
+struct Recording {
+  std::vector<std::function<void()>> work;
+  std::string misuse;  // the first call that a capture does not allow; empty: there was none
+};
+
+struct StreamState {
+  Recording* recording = nullptr;
+};
+
+// Order is the call order: there is nothing to wait for. One without a state cannot be captured.
+struct Stream {
+  StreamState* state = nullptr;
+};
+
+// Runs the work, or records it while the stream is captured.
+inline void Queue(Stream stream, std::function<void()> work) {
+  if (stream.state == nullptr || stream.state->recording == nullptr) return work();
+  stream.state->recording->work.push_back(std::move(work));
+}
 
 struct LaunchShape {
   int grid_x = 1;
