@@ -66,16 +66,21 @@ absl::StatusOr<std::vector<uint32_t>> EosIds(const std::string& path, const json
   constexpr const char* kKey = "eos_token_id";
   const json* value = Find(object, kKey);
   if (value == nullptr) return std::vector<uint32_t>();
-  const json list = value->is_array() ? *value : json::array({*value});
+  // Not copied: the JSON library does that by recursion, however deep a value is nested.
+  std::vector<const json*> listed = {value};
+  if (value->is_array()) {
+    listed.clear();
+    for (const json& id : *value) listed.push_back(&id);
+  }
   std::vector<uint32_t> ids;
-  for (const json& id : list) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() >= vocabulary_size ||
+  for (const json* id : listed) {
+    if (!id->is_number_unsigned() || id->get<uint64_t>() >= vocabulary_size ||
         ids.size() == kMaxEosIds) {
       return Bad(path, kKey,
                  absl::StrCat("a token id below ", vocabulary_size, ", or a list of at most ",
                               kMaxEosIds, " of them"));
     }
-    ids.push_back(id.get<uint32_t>());
+    ids.push_back(id->get<uint32_t>());
   }
   return ids;
 }

@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "deploy/cli/provide_model.h"
+#include "worker/model/json_nesting.h"
 #include "worker/model/text_file.h"
 #include "worker/weights/checkpoint_source.h"
 #include "worker/weights/hub_cache.h"
@@ -81,6 +82,8 @@ absl::Status SetChatTemplate(const std::string& chat_template, const std::string
       has_place = true;
     }
     if (file.name != "tokenizer_config.json") continue;
+    absl::Status nesting = CheckJsonNesting(file.contents, absl::StrCat(directory, "/", file.name));
+    if (!nesting.ok()) return nesting;
     auto root = nlohmann::ordered_json::parse(file.contents, nullptr, /*allow_exceptions=*/false);
     if (!root.is_object()) {
       return absl::InvalidArgumentError(

@@ -23,16 +23,16 @@ bool Exists(const std::string& path) {
 }
 
 // Every model that the recipe names.
-std::vector<std::string> ModelsOf(const Recipe& recipe) {
-  std::vector<std::string> models;
-  if (recipe.base_model) models.push_back(recipe.base_model->text);
+std::vector<RecipeText> ModelsOf(const Recipe& recipe) {
+  std::vector<RecipeText> models;
   for (const RecipeSlice& slice : recipe.slices) {
-    if (slice.base_model) models.push_back(slice.base_model->text);
-    for (const RecipeSource& source : slice.sources) models.push_back(source.model.text);
+    for (const RecipeSource& source : slice.sources) models.push_back(source.model);
+    if (slice.base_model) models.push_back(*slice.base_model);
   }
+  if (recipe.base_model) models.push_back(*recipe.base_model);
   const std::string tokenizer = recipe.tokenizer_source ? recipe.tokenizer_source->text : "";
   if (!tokenizer.empty() && tokenizer != "base" && tokenizer != "union") {
-    models.push_back(tokenizer);
+    models.push_back(*recipe.tokenizer_source);
   }
   return models;
 }
@@ -59,28 +59,38 @@ absl::StatusOr<std::string> PullToCache(const std::string& hub_name, const PullS
   return PullModel(*hub, *name, options);
 }
 
-absl::StatusOr<std::vector<std::string>> HubModelsOf(const std::string& path) {
+absl::StatusOr<std::vector<HubModel>> HubModelsOf(const std::string& path) {
   const absl::StatusOr<Recipe> recipe = LoadRecipe(path);
   if (!recipe.ok()) return recipe.status();
-  std::vector<std::string> names;
-  for (const std::string& model : ModelsOf(*recipe)) {
-    const absl::Status found = FindModelDirectory(model, path, HubLookup()).status();
-    if (found.ok() || std::find(names.begin(), names.end(), model) != names.end()) continue;
-    if (!ParseHubName(model).ok()) {
-      return absl::Status(found.code(), absl::StrCat(path, ": ", model, ": ", found.message()));
-    }
-    names.push_back(model);
+  std::vector<HubModel> models;
+  for (const RecipeText& model : ModelsOf(*recipe)) {
+    const absl::Status found = FindModelDirectory(model.text, path, HubLookup()).status();
+    const bool known = std::any_of(models.begin(), models.end(),
+                                   [&](const HubModel& other) { return other.name == model.text; });
+    if (found.ok() || known) continue;
+    const absl::Status place =
+        ErrorAt(path, model.position, absl::StrCat("model ", Quoted(model.text)));
+    models.push_back({model.text, std::string(place.message()), std::string(found.message())});
+    if (ParseHubName(model.text).ok()) continue;
+    return absl::Status(found.code(),
+                        absl::StrCat(models.back().place, ": ", models.back().sought));
   }
-  return names;
+  return models;
+}
+
+absl::Status HubModelError(const HubModel& model, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat(model.place, ": ", model.sought,
+                                                  "; and on the hub: ", status.message()));
 }
 
 absl::StatusOr<ProvidedModel> ProvideModel(const std::string& model, const PullSettings& settings) {
   ProvidedModel provided = {.path = model, .name = ""};
   if (Exists(model) && IsRecipe(model)) {
-    const absl::StatusOr<std::vector<std::string>> names = HubModelsOf(model);
-    if (!names.ok()) return names.status();
-    for (const std::string& name : *names) {
-      if (const auto folder = FindOrPull(name, settings); !folder.ok()) return folder.status();
+    const absl::StatusOr<std::vector<HubModel>> models = HubModelsOf(model);
+    if (!models.ok()) return models.status();
+    for (const HubModel& parent : *models) {
+      const auto folder = FindOrPull(parent.name, settings);
+      if (!folder.ok()) return HubModelError(parent, folder.status());
     }
     return provided;
   }

@@ -19,9 +19,19 @@ struct PullSettings {
 // returns its folder. The hub is asked even if the cache has the model: its branch may have moved.
 absl::StatusOr<std::string> PullToCache(const std::string& hub_name, const PullSettings& settings);
 
-// The models of a recipe that no folder provides, so that they must come from a hub; each once.
-// Errors as LoadRecipe gives them; NOT_FOUND for one that is neither in a folder nor a hub name.
-absl::StatusOr<std::vector<std::string>> HubModelsOf(const std::string& recipe);
+// A model of a recipe that no folder provides, so that it must come from a hub.
+struct HubModel {
+  std::string name;
+  std::string place;   // "recipe.yml:3:10: model 'org/name'", to begin messages about it
+  std::string sought;  // where a folder was looked for, and what is there of a similar name
+};
+
+// Those of a recipe, each once. Errors as LoadRecipe gives them; NOT_FOUND for one that is neither
+// in a folder nor a hub name.
+absl::StatusOr<std::vector<HubModel>> HubModelsOf(const std::string& recipe);
+
+// A failure to get it from the hub, told with where the recipe names it.
+absl::Status HubModelError(const HubModel& model, const absl::Status& status);
 
 struct ProvidedModel {
   std::string path;  // of a checkpoint's folder or a recipe

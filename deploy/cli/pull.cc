@@ -32,6 +32,22 @@ FlagTable Flags(PullSettings* settings) {
   return table;
 }
 
+absl::Status Pull(const std::string& name, const PullSettings& settings) {
+  const absl::StatusOr<std::string> folder = PullToCache(name, settings);
+  if (folder.ok()) std::puts(folder->c_str());
+  return folder.status();
+}
+
+absl::Status PullRecipe(const std::string& recipe, const PullSettings& settings) {
+  const absl::StatusOr<std::vector<HubModel>> models = HubModelsOf(recipe);
+  if (!models.ok()) return models.status();
+  for (const HubModel& model : *models) {
+    const absl::Status status = Pull(model.name, settings);
+    if (!status.ok()) return HubModelError(model, status);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 int PullCommand(const std::vector<std::string>& arguments) {
@@ -42,18 +58,10 @@ int PullCommand(const std::vector<std::string>& arguments) {
     return UsageError("pull", "which model? usage: marcoro pull ORG/NAME[@REVISION]");
   }
   LogToStderr("pull");
-  std::vector<std::string> names = {parsed.positional[0]};
-  if (IsRecipe(names[0])) {
-    auto models = HubModelsOf(names[0]);
-    if (!models.ok()) return Failure("pull", models.status());
-    names = *std::move(models);
-  }
-  for (const std::string& name : names) {
-    const absl::StatusOr<std::string> folder = PullToCache(name, settings);
-    if (!folder.ok()) return Failure("pull", folder.status());
-    std::puts(folder->c_str());
-  }
-  return 0;
+  const absl::Status status = IsRecipe(parsed.positional[0])
+                                  ? PullRecipe(parsed.positional[0], settings)
+                                  : Pull(parsed.positional[0], settings);
+  return status.ok() ? 0 : Failure("pull", status);
 }
 
 }  // namespace marcoro

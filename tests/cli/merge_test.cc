@@ -185,6 +185,52 @@ TEST_F(MergeTest, WhatIsNoRecipeIsTold) {
   ExpectNothingWritten();
 }
 
+// What is copied into the merge is parsed, and printed again.
+TEST_F(MergeTest, FilesThatAreNestedWithoutEndAreRefused) {
+  const std::string parent = folder_.File("parent");
+  fs::copy(TestData("merge/parents/base"), parent);
+  const std::string recipe = folder_.File("recipe.yml");
+  WriteFile(recipe,
+            "models: [{model: parent}]\nmerge_method: passthrough\nchat_template: chatml\n");
+  ASSERT_EQ(Merge({recipe, out_}).exit_code, 0);
+  fs::remove_all(out_);
+  for (const char* name : {"tokenizer_config.json", "config.json"}) {
+    std::string text = ReadFile(parent + "/" + name);
+    text.insert(text.rfind('}'),
+                ", \"x\": " + std::string(500'000, '[') + std::string(500'000, ']'));
+    WriteFile(parent + "/" + name, text);
+    const Finished run = Merge({recipe, out_});
+    EXPECT_EQ(run.exit_code, 1) << run.err;
+    EXPECT_THAT(run.err, HasSubstr(std::string(name) + ": nested more than"));
+    ExpectNothingWritten();
+  }
+}
+
+TEST_F(MergeTest, AFolderWithoutANameIsRefusedBeforeTheWork) {
+  const Finished run = Merge({Recipe("slerp_gradient"), ""});
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_EQ(run.err, "marcoro merge: the folder to write has no name\n");
+}
+
+TEST_F(MergeTest, AModelThatIsNowhereIsToldWhereTheRecipeNamesIt) {
+  const std::string recipe = folder_.File("recipe.yml");
+  fs::copy(TestData("merge/parents/base"), folder_.File("parent"));
+  WriteFile(recipe, "models:\n- model: parentt\nmerge_method: passthrough\n");
+  Finished run = Merge({recipe, out_});
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.err, HasSubstr("recipe.yml:2:10: model 'parentt': no folder"));
+  EXPECT_THAT(run.err, HasSubstr("did you mean " + folder_.File("parent") + "?"));
+  // What could be a model of a hub is looked for there, but may be a slip as well.
+  setenv("HF_HUB_OFFLINE", "1", 1);
+  WriteFile(recipe, "models:\n- model: ./parent\n- model: x/parent\nmerge_method: linear\n");
+  run = Merge({recipe, out_});
+  unsetenv("HF_HUB_OFFLINE");
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.err, HasSubstr("recipe.yml:3:10: model 'x/parent': no folder"));
+  EXPECT_THAT(run.err, HasSubstr("; and on the hub: HF_HUB_OFFLINE"));
+  EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
+}
+
 TEST_F(MergeTest, ANumberThatIsNotFiniteInAParentLeavesNothing) {
   const std::string parent = folder_.File("parent");
   fs::copy(TestData("merge/parents/base"), parent);

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "worker/model/json_nesting.h"
 #include "worker/model/text_file.h"
 
 namespace marcoro {
@@ -138,6 +139,7 @@ class ConfigReader {
 };
 
 absl::StatusOr<json> ParseObject(const std::string& text, const std::string& file) {
+  if (absl::Status status = CheckJsonNesting(text, file); !status.ok()) return status;
   json root = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (root.is_discarded())
     return absl::InvalidArgumentError(absl::StrCat(file, ": not valid JSON"));

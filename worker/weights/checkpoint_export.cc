@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/check.h"
+#include "worker/model/json_nesting.h"
 #include "worker/weights/load_plan.h"
 #include "worker/weights/model_tensors.h"
 #include "worker/weights/parallel_state.h"
@@ -201,6 +202,7 @@ absl::Status ExportTensors(TensorSource& source, const ExportPlan& plan,
 
 absl::StatusOr<std::string> Fp8ConfigJson(const std::string& config_json, const std::string& file) {
   using Json = nlohmann::ordered_json;
+  if (absl::Status status = CheckJsonNesting(config_json, file); !status.ok()) return status;
   Json config = Json::parse(config_json, nullptr, /*allow_exceptions=*/false);
   if (!config.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(file, ": not a JSON object"));

@@ -101,6 +101,7 @@ CheckpointWriter::~CheckpointWriter() {
 }
 
 absl::Status CheckpointWriter::CheckTarget() const {
+  if (directory_.empty()) return absl::InvalidArgumentError("the folder to write has no name");
   std::error_code error;
   if (!fs::is_directory(ParentOf(directory_), error)) {
     return absl::NotFoundError(
@@ -108,6 +109,7 @@ absl::Status CheckpointWriter::CheckTarget() const {
   }
   const fs::file_status status = fs::symlink_status(directory_, error);
   if (status.type() == fs::file_type::not_found) return absl::OkStatus();
+  if (status.type() == fs::file_type::none) return WriteError(directory_, error.value());
   if (status.type() == fs::file_type::directory && fs::is_empty(directory_, error)) {
     return absl::OkStatus();
   }

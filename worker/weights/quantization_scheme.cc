@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "worker/model/json_nesting.h"
 #include "worker/model/text_file.h"
 
 namespace marcoro {
@@ -279,6 +280,7 @@ absl::StatusOr<std::string> ReadOptional(const std::string& path) {
 }
 
 absl::StatusOr<json> ParseObject(const std::string& text, const std::string& file) {
+  if (absl::Status status = CheckJsonNesting(text, file); !status.ok()) return status;
   json root = json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!root.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(file, ": not a JSON object"));

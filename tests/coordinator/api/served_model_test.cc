@@ -134,6 +134,13 @@ TEST_F(ServedModelTest, AConfigurationThatMakesNoSenseIsRefusedByField) {
   }
 }
 
+// Which copying it would turn into a stack that overflows.
+TEST_F(ServedModelTest, AValueThatIsNestedWithoutEndIsRefused) {
+  const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
+  Write("generation_config.json", "{\"eos_token_id\": [" + deep + "]}");
+  EXPECT_THAT(Error(), HasSubstr("eos_token_id"));
+}
+
 TEST_F(ServedModelTest, SamplingDefaultsOutOfRangeAreRefusedByField) {
   const std::pair<const char*, const char*> cases[] = {
       {R"({"temperature": -1})", "temperature"},

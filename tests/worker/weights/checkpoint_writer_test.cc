@@ -217,6 +217,16 @@ TEST_F(CheckpointWriterTest, AMissingParentIsNamed) {
   EXPECT_THAT(std::string(status.message()), HasSubstr(folder_.File("no")));
 }
 
+TEST_F(CheckpointWriterTest, NamesThatAFolderCannotHaveAreRefusedAtOnce) {
+  for (const std::string& directory : {std::string(), folder_.File(std::string(300, 'a'))}) {
+    const absl::Status status =
+        CheckpointWriter::Begin({.directory = directory, .identity = ""}, kThree).status();
+    EXPECT_FALSE(status.ok());
+    EXPECT_NE(status.code(), absl::StatusCode::kAlreadyExists) << status;
+  }
+  EXPECT_FALSE(fs::exists(".partial"));
+}
+
 TEST_F(CheckpointWriterTest, ADiskWithoutRoomIsToldBeforeAnythingIsWritten) {
   const absl::Status status = Begin({{{"a", "F32", {1 << 30, 1 << 28}}}}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;

@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "worker/model/json_nesting.h"
 #include "worker/model/text_file.h"
 
 namespace marcoro {
@@ -19,6 +20,7 @@ absl::StatusOr<ordered_json> ReadConfig(const std::string& directory) {
   const std::string file = absl::StrCat(directory, "/config.json");
   absl::StatusOr<std::string> text = ReadSmallFile(file, kMaxConfigBytes);
   if (!text.ok()) return text.status();
+  if (absl::Status status = CheckJsonNesting(*text, file); !status.ok()) return status;
   ordered_json root = ordered_json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (!root.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(file, ": not a JSON object"));

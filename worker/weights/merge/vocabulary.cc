@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "worker/model/json_nesting.h"
 #include "worker/model/text_file.h"
 #include "worker/weights/merge/sentencepiece_tokens.h"
 
@@ -28,6 +29,7 @@ absl::Status Malformed(const std::string& file, const std::string& what) {
 absl::StatusOr<json> ReadObject(const std::string& file) {
   absl::StatusOr<std::string> text = ReadSmallFile(file, kMaxTokenizerBytes);
   if (!text.ok()) return text.status();
+  if (absl::Status status = CheckJsonNesting(*text, file); !status.ok()) return status;
   json root = json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (!root.is_object()) return Malformed(file, "not a JSON object");
   return root;

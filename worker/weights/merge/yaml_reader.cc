@@ -1,5 +1,6 @@
 #include "worker/weights/merge/yaml_reader.h"
 
+#include <yaml-cpp/depthguard.h>
 #include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/parser.h>
 
@@ -69,6 +70,8 @@ absl::StatusOr<YAML::Node> ParseYaml(const std::string& text, const std::string&
     absl::Status one = CheckOneDocument(text, file);
     if (!one.ok()) return one;
     return YAML::Load(text);
+  } catch (const YAML::DeepRecursion& error) {
+    return ErrorAt(file, FromMark(error.mark), "nested too deeply");
   } catch (const YAML::Exception& error) {
     return ErrorAt(file, FromMark(error.mark), absl::StrCat("not valid YAML: ", error.msg));
   } catch (const std::exception& error) {

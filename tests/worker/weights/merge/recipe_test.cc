@@ -223,7 +223,10 @@ INSTANTIATE_TEST_SUITE_P(
         BadRecipe{"TooLong", TwoModels(std::string(kMaxRecipeBytes, '#')),
                   "r.yml: ", "longer than 524288 bytes"},
         BadRecipe{"TooDeep", TwoModels("base_model: " + std::string(100'000, '[')),
-                  "r.yml:", "not valid YAML"},
+                  "r.yml:", "nested too deeply"},
+        BadRecipe{"TooDeepByIndentation", Repeated("- ", 3000) + "a\n",
+                  "r.yml:1:", "nested too deeply"},
+        BadRecipe{"Utf16", std::string("m\0o\0", 4) + "\xff\xfe", "r.yml:1:5: ", "not valid UTF-8"},
         BadRecipe{"TooManyModels", "merge_method: linear\nmodels:\n" + Repeated("- model: a\n", 33),
                   "r.yml:3:1: ", "models has 33 items, at most 32 are allowed"},
         BadRecipe{"AliasesOfAliases",
@@ -233,6 +236,18 @@ INSTANTIATE_TEST_SUITE_P(
         BadRecipe{"AliasOfItself", TwoModels("parameters: &p {weight: *p}\n"),
                   "r.yml:", "unknown key 'weight' in a case of weight"}),
     [](const auto& test) { return test.param.what; });
+
+// What editors of other systems write.
+TEST(Recipe, AByteOrderMarkAndOtherLineEndsMakeNoDifference) {
+  std::string text = "\xef\xbb\xbf" + TwoModels("parameters:\n  t:\n  - value: 0.5\n");
+  for (size_t at = 0; (at = text.find('\n', at)) != std::string::npos; at += 2) {
+    text.replace(at, 1, "\r\n");
+  }
+  const auto recipe = ParseRecipe(text, "r.yml");
+  ASSERT_TRUE(recipe.ok()) << recipe.status();
+  EXPECT_EQ(recipe->merge_method.text, "linear");
+  EXPECT_EQ(recipe->parameters[0].cases[0].values, std::vector<double>{0.5});
+}
 
 TEST(Recipe, AMissingFileIsNotFound) {
   EXPECT_EQ(LoadRecipe("/nowhere/recipe.yml").status().code(), absl::StatusCode::kNotFound);
