@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -117,8 +118,8 @@ absl::Status OpenRecipe(const WorkerConfig& config, OpenedModel& model) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
-  OpenedModel model;
+// The files: what the model is, where its weights come from, and what tells them from others.
+absl::Status OpenSource(const WorkerConfig& config, OpenedModel& model, std::string* identity) {
   absl::Status opened =
       IsRecipe(config.model) ? OpenRecipe(config, model) : OpenCheckpoint(config, model);
   if (!opened.ok()) return opened;
@@ -127,20 +128,32 @@ absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
   if (config.load_format == "random") {
     model.source = std::make_unique<RandomSource>(model.config, config.random_seed);
   }
+  auto weights = WeightsIdentity(*model.source, model.config);
+  if (!weights.ok()) return weights.status();
+  *identity = *std::move(weights);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
+  OpenedModel model;
+  std::string identity;
+  absl::Status opened;
+  // Beside the backend: a driver takes long to open a GPU, which then is this thread's.
+  std::thread files([&] { opened = OpenSource(config, model, &identity); });
   auto backend = CreateBackend({.name = config.backend,
                                 .threads = ThreadsPerRank(config),
                                 .activations = config.activation_dtype(),
                                 .device = config.device,
                                 .rank = config.rank,
                                 .cuda_graphs = config.cuda_graphs});
+  files.join();
+  if (!opened.ok()) return opened;
   if (!backend.ok()) return backend.status();
   model.backend = *std::move(backend);
   spdlog::info("backend {}", model.backend->Description());
 
-  auto identity = WeightsIdentity(*model.source, model.config);
-  if (!identity.ok()) return identity.status();
   model.fingerprint =
-      NumericsFingerprint(*identity, {config.weights, std::string(model.backend->name())});
+      NumericsFingerprint(identity, {config.weights, std::string(model.backend->name())});
   model.bounds.tokens = config.max_step_tokens;
   model.bounds.logit_rows = std::min(config.max_logit_rows, config.max_step_tokens);
   model.bounds.context_length = std::min(config.context_length, model.config.max_positions);

@@ -37,9 +37,10 @@ struct RouterOptions {
   absl::Duration full_retry_interval = absl::Milliseconds(100);
 
   // Delays between attempts to connect: doubled from the first to the last, less up to half of it
-  // at random.
+  // at random. Short, since a worker may come up at any moment: a connection that is refused costs
+  // little, and a cold server's first token waits for this one.
   absl::Duration reconnect_delay_min = absl::Milliseconds(50);
-  absl::Duration reconnect_delay_max = absl::Seconds(2);
+  absl::Duration reconnect_delay_max = absl::Milliseconds(250);
   // A worker that says nothing for this long is lost; it should speak once a second.
   absl::Duration silence_timeout = absl::Seconds(5);
   // How often dns:/// targets are resolved anew.

@@ -2,9 +2,8 @@
 // loads the residual and the weight. What comes back is added, normed and rounded in registers: two
 // launches and three trips to memory of the row less than one after the other.
 //
-// The sums of squares are added as rms_norm.cu adds them: thread t takes elements [4 (t + 256 j),
-// + 4) for j = 0, 1, …, then butterflies, then warps in order. Longer rows, and those of a group
-// whose slots are shorter, take the two ops.
+// The sums of squares are added as rms_norm.cu adds them (rms_norm_arithmetic.h). Longer rows, and
+// those of a group whose slots are shorter, take the two ops.
 #include <algorithm>
 
 #include "kernels/cuda/all_reduce.h"
@@ -12,6 +11,7 @@
 #include "kernels/cuda/device/kernel_parameter.h"
 #include "kernels/cuda/device/reduce.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/rms_norm_arithmetic.h"
 
 namespace marcoro::cuda {
 namespace {
@@ -34,17 +34,7 @@ struct AllReduceRows {
 // The factor of all elements, from each thread's part of the sum of squares.
 MARCORO_DEVICE float ScaleOfRow(float sum, const AllReduceRows& rows) {
   const SharedArray<float> warp_sums(kExchangeSharedBytes, kWarps);
-  const float mean = Divide(SumOverBlock(sum, warp_sums), static_cast<float>(rows.columns));
-  return Divide(1.0f, SquareRoot(Add(mean, rows.epsilon)));
-}
-
-MARCORO_DEVICE Float4 ScaleFour(const Float4& x, float scale, const Float4& weight) {
-  Float4 result;
-  MARCORO_UNROLL_LOOP
-  for (int e = 0; e < kVector; ++e) {
-    result.value[e] = Multiply(Multiply(x.value[e], scale), weight.value[e]);
-  }
-  return result;
+  return RmsNormFactor(sum, warp_sums, rows.columns, rows.epsilon);
 }
 
 // Rows of up to kVectors * kExchangeStep elements.
@@ -81,11 +71,8 @@ AllReduceAddRmsNormKernel(MARCORO_CONSTANT_PARAMETER PeerMemory peers, AllReduce
       if (i >= columns) break;
       const Float4 sum =
           complete ? SumOfRanks<kRanks>(exchanges, peers.rank, i, own[v]) : FourNans();
-      MARCORO_UNROLL_LOOP
-      for (int e = 0; e < kVector; ++e) {
-        x[v].value[e] = Add(x[v].value[e], sum.value[e]);  // beyond the row's end: zeros
-        squares = MultiplyAdd(x[v].value[e], x[v].value[e], squares);
-      }
+      x[v] = AddFour(x[v], sum);  // beyond the row's end: zeros
+      squares = AddSquares(x[v], squares);
       StoreFour(residual + i, x[v], columns - i, rows.aligned);
     }
     const float scale = ScaleOfRow(squares, rows);

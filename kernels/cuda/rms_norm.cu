@@ -13,6 +13,7 @@
 #include "kernels/cuda/device/thread.h"
 #include "kernels/cuda/device/vectors.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/rms_norm_arithmetic.h"
 
 namespace marcoro::cuda {
 namespace {
@@ -54,34 +55,14 @@ MARCORO_DEVICE RmsNormRow RowOfBlock(const RmsNormRows& rows) {
           rows.aligned};
 }
 
-MARCORO_DEVICE Float4 AddFour(const Float4& a, const Float4& b) {
-  Float4 sum;
-  MARCORO_UNROLL_LOOP
-  for (int i = 0; i < kVector; ++i) sum.value[i] = Add(a.value[i], b.value[i]);
-  return sum;
-}
-
-MARCORO_DEVICE float AddSquares(const Float4& x, float sum) {
-  MARCORO_UNROLL_LOOP
-  for (int i = 0; i < kVector; ++i) sum = MultiplyAdd(x.value[i], x.value[i], sum);
-  return sum;
-}
-
 // The factor of all elements, from each thread's part of the sum of squares.
 MARCORO_DEVICE float ScaleOf(float sum, const RmsNormRows& rows) {
-  const SharedArray<float> warp_sums(0, kWarps);
-  const float mean = Divide(SumOverBlock(sum, warp_sums), static_cast<float>(rows.columns));
-  return Divide(1.0f, SquareRoot(Add(mean, rows.epsilon)));
+  return RmsNormFactor(sum, SharedArray<float>(0, kWarps), rows.columns, rows.epsilon);
 }
 
 MARCORO_DEVICE void StoreScaled(const RmsNormRow& row, int i, const Float4& x, float scale,
                                 const Float4& weight) {
-  Float4 result;
-  MARCORO_UNROLL_LOOP
-  for (int e = 0; e < kVector; ++e) {
-    result.value[e] = Multiply(Multiply(x.value[e], scale), weight.value[e]);
-  }
-  StoreFourBf16(row.out + i, result, row.columns - i, row.aligned);
+  StoreFourBf16(row.out + i, ScaleFour(x, scale, weight), row.columns - i, row.aligned);
 }
 
 // Rows of up to kVectors * kStep elements.

@@ -187,8 +187,10 @@ part_f() {
 
 part_g() {
   our_step kernels_bench kernels_bench --backend=cuda --json_file="$output/kernels_bench.json"
-  serve_7b || return 0
   local batch
+  local -r begin=$SECONDS
+  serve_7b serve_7b --model=tests/data/mistral-7b --load-format=random --context-length=4096 || return 0
+  note_step serve_7b passed $((SECONDS - begin)) 'random weights'
   local -r load=(marcoro bench "--address=127.0.0.1:$port" --temperature=0 --warmup=1)
   for batch in 1 8 32; do
     our_step "decode_batch_$batch" "${load[@]}" --prompt-tokens=32 --output-tokens=192 --concurrency="$batch" \
@@ -197,31 +199,84 @@ part_g() {
   our_step prefill_2048 "${load[@]}" --prompt-tokens=2048 --output-tokens=1 --concurrency=1 --requests=20 \
     --json="$output/prefill_2048.json"
   stop_server
+  first_token_7b
 }
 
-# Starts a server of the 7B shape with random weights on $port.
+# serve_7b STEP FLAG…: starts a server of the 7B shape on $port. What keeps it from that is the step's failure.
 serve_7b() {
-  local -r begin=$SECONDS log=$output/serve_7b.log
+  local -r step=$1 begin=$SECONDS log=$output/$1.log
   local limit
   limit=$(seconds_left)
   if [ "$limit" -le 0 ]; then
-    note_step serve_7b 'not run' 0 'no time left'
+    note_step "$step" 'not run' 0 'no time left'
     return 1
   fi
   port=$((20000 + RANDOM % 10000))
-  our_command marcoro serve --model=tests/data/mistral-7b --load-format=random --backend=cuda --context-length=4096 \
-    --no-prefix-cache "--listen=127.0.0.1:$port" --metrics=
+  our_command marcoro serve "${@:2}" --backend=cuda --no-prefix-cache "--listen=127.0.0.1:$port" --metrics=
   timeout --kill-after=5 "$limit" "${command[@]}" >"$log" 2>&1 </dev/null &
   server=$!
   until grep -q 'ready:' "$log"; do
     if ! kill -0 "$server" 2>/dev/null; then
       stop_server
-      note_step serve_7b failed $((SECONDS - begin)) "$(tail -n 1 "$log" | cut -c 1-200)"
+      note_step "$step" failed $((SECONDS - begin)) "$(tail -n 1 "$log" | cut -c 1-200)"
       return 1
     fi
-    sleep 0.2
+    sleep 0.01
   done
-  note_step serve_7b passed $((SECONDS - begin)) 'random weights'
+}
+
+# A checkpoint of the 7B shape, all zeros: nobody has to carry it, and it takes no disk.
+zero_checkpoint() {
+  local -r to=$1 config=tests/data/mistral-7b/config.json
+  local header='' bytes=0 layer name weight length hex=''
+  number() { sed -nE "s/^ *\"$1\": ([0-9]+),?$/\1/p" "$config"; }
+  tensor() {  # NAME ROWS [COLUMNS]
+    local -r end=$((bytes + 2 * $2 * ${3:-1}))
+    header+="${header:+,}\"$1.weight\":{\"dtype\":\"BF16\",\"shape\":[$2${3:+,$3}],\"data_offsets\":[$bytes,$end]}"
+    bytes=$end
+  }
+  local -r hidden=$(number hidden_size) ffn=$(number intermediate_size) vocabulary=$(number vocab_size)
+  local -r head=$((hidden / $(number num_attention_heads)))
+  local -r keys=$((head * $(number num_key_value_heads)))
+  tensor model.embed_tokens "$vocabulary" "$hidden"
+  for ((layer = 0; layer < $(number num_hidden_layers); ++layer)); do
+    name=model.layers.$layer
+    for weight in input_layernorm post_attention_layernorm; do tensor "$name.$weight" "$hidden"; done
+    for weight in q_proj o_proj; do tensor "$name.self_attn.$weight" "$hidden" "$hidden"; done
+    for weight in k_proj v_proj; do tensor "$name.self_attn.$weight" "$keys" "$hidden"; done
+    for weight in gate_proj up_proj; do tensor "$name.mlp.$weight" "$ffn" "$hidden"; done
+    tensor "$name.mlp.down_proj" "$hidden" "$ffn"
+  done
+  tensor model.norm "$hidden"
+  tensor lm_head "$vocabulary" "$hidden"
+  while (((${#header} + 2) % 8 != 0)); do header+=' '; done
+  length=$((${#header} + 2))
+  for ((layer = 0; layer < 8; ++layer)); do hex+=$(printf '\\x%02x' $((length >> 8 * layer & 255))); done
+  mkdir -p "$to"
+  cp tests/data/mistral-7b/* "$to/"
+  { printf '%b' "$hex" && printf '{%s}' "$header"; } >"$to/model.safetensors"
+  truncate -s $((8 + length + bytes)) "$to/model.safetensors"
+}
+
+# From exec to the first token, with the checkpoint in the page cache.
+first_token_7b() {
+  local -r model=$output/zeros-7b
+  local begin='' milliseconds
+  zero_checkpoint "$model"
+  timeout 60 cat "$model/model.safetensors" >/dev/null || true
+  begin=$(date +%s%N)
+  if serve_7b first_token_7b "--model=$model" --context-length=4096; then
+    our_command marcoro generate "--address=127.0.0.1:$port" --temperature=0 --max-tokens=1 x
+    if timeout 20 "${command[@]}" >>"$output/first_token_7b.log" 2>&1; then
+      milliseconds=$((($(date +%s%N) - begin) / 1000000))
+      echo "{\"milliseconds\": $milliseconds}" >"$output/first_token_7b.json"
+      note_step first_token_7b passed $((milliseconds / 1000)) "$milliseconds ms from exec"
+    else
+      note_step first_token_7b failed 0 "$(tail -n 1 "$output/first_token_7b.log" | cut -c 1-200)"
+    fi
+    stop_server
+  fi
+  rm -r "$model"
 }
 
 # The server ends with this script, too.
@@ -282,7 +337,7 @@ join_lines() {
 # The reports that programs wrote, as members of one object.
 measurements_json() {
   local name separator=''
-  for name in kernels_bench decode_batch_1 decode_batch_8 decode_batch_32 prefill_2048; do
+  for name in kernels_bench decode_batch_1 decode_batch_8 decode_batch_32 prefill_2048 first_token_7b; do
     if [ ! -s "$output/$name.json" ]; then continue; fi
     printf '%s"%s": %s' "$separator" "$name" "$(cat "$output/$name.json")"
     separator=', '

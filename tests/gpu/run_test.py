@@ -18,8 +18,19 @@ BENCH = f"""case "$*" in
   *--device*) echo '{DEVICE}' ;;
   *) for a in "$@"; do case $a in --json_file=*) echo '{{"backend": "cuda-sm_90a"}}' >"${{a#*=}}" ;; esac; done; echo 'op shape ratio' ;;
 esac"""
+CONFIG = """{
+  "hidden_size": 64,
+  "intermediate_size": 96,
+  "num_attention_heads": 4,
+  "num_hidden_layers": 2,
+  "num_key_value_heads": 2,
+  "vocab_size": 40
+}
+"""
+# Keeps the checkpoint that is made for it.
 SERVER = """case $1 in
-  serve) echo 'ready: 127.0.0.1'; exec sleep 300 ;;
+  serve) case "$*" in *zeros-7b*) cp "${2#--model=}/model.safetensors" results/first_token_7b.safetensors ;; esac
+    echo 'ready: 127.0.0.1'; exec sleep 300 ;;
   bench) for a in "$@"; do case $a in --json=*) echo '{"itl": 2}' >"${a#*=}" ;; esac; done ;;
 esac"""
 
@@ -31,6 +42,8 @@ class Run(gpu_proof.ScriptTest):
         self.folder = pathlib.Path(folder.name)
         (self.folder / "bin").mkdir()
         (self.folder / "tools").mkdir()
+        (self.folder / "tests/data/mistral-7b").mkdir(parents=True)
+        (self.folder / "tests/data/mistral-7b/config.json").write_text(CONFIG, encoding="utf-8")
         shutil.copy(gpu_proof.FOLDER / "run.sh", self.folder)
         (self.folder / "pack.txt").write_text('commit=abc-"dirty"\narchitectures=80;90a-real\nglibc=2.17\n', encoding="utf-8")
         for name in PROGRAMS:
@@ -80,12 +93,31 @@ class Run(gpu_proof.ScriptTest):
         self.assertEqual([step["name"] for step in ops], [*OP_TESTS, "kernels_test", "matmul_test"])
         self.assertEqual({(step["result"], step["detail"]) for step in ops}, {("passed", "3 tests")})
         self.assertEqual([step["name"] for step in report["parts"][6]["steps"]],
-                         ["kernels_bench", "serve_7b", "decode_batch_1", "decode_batch_8", "decode_batch_32", "prefill_2048"])
+                         ["kernels_bench", "serve_7b", "decode_batch_1", "decode_batch_8", "decode_batch_32", "prefill_2048", "first_token_7b"])
         self.assertEqual(report["measurements"]["kernels_bench"], {"backend": "cuda-sm_90a"})
         self.assertEqual(report["measurements"]["decode_batch_8"], {"itl": 2})
+        self.assertLess(0, report["measurements"]["first_token_7b"]["milliseconds"])
         for part in report["parts"]:
             self.assertRegex(run.stdout, rf"(?m)^{part['part']}  {part['name']} +passed ")
         self.assertIn("op shape ratio", run.stdout)
+
+    def test_the_first_token_is_of_a_checkpoint_of_zeros(self):
+        self.prove("--parts", "g")
+        data = (self.folder / "results/first_token_7b.safetensors").read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:8 + length])
+        end = 0
+        for tensor in header.values():
+            count = 1
+            for size in tensor["shape"]:
+                count *= size
+            self.assertEqual(tensor["data_offsets"], [end, end + 2 * count])
+            end += 2 * count
+        self.assertEqual(data[8 + length:], bytes(end))
+        self.assertEqual(len(header), 3 + 2 * 9)
+        self.assertEqual(header["model.layers.1.self_attn.k_proj.weight"]["shape"], [32, 64])
+        self.assertEqual(header["model.norm.weight"]["shape"], [64])
+        self.assertFalse((self.folder / "results/zeros-7b").exists())
 
     def test_a_failure_is_named_and_hides_nothing(self):
         self.program("cuda_rope_gpu_test", FAILS)

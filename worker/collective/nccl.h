@@ -41,9 +41,9 @@ struct NcclOptions {
 // Connects this rank, with the GPU that the calling thread works with, to all others, and sums a
 // test vector. `host` carries BroadcastFromRoot and outlives the communicator; so does the stream.
 // Null if the ranks' choice or their places ask for staged collectives. FAILED_PRECONDITION, on all
-// ranks, if rank 0's choice is not possible, NCCL is asked for and its library is not there, or this
-// program was built without CUDA; UNAVAILABLE or
-// DEADLINE_EXCEEDED if a rank cannot be reached.
+// ranks, if rank 0's choice is not possible, NCCL is asked for and its library is not there, or
+// this program was built without CUDA; UNAVAILABLE or DEADLINE_EXCEEDED if a rank cannot be
+// reached.
 absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(const NcclOptions& options,
                                                                    KeyStore& keys,
                                                                    Communicator& host);
