@@ -31,6 +31,7 @@
 // - what divergence costs or breaks within a warp (the .aligned forms), and whether registers of A
 //   were written behind the last FenceWarpgroupMatrix;
 // - programmatic dependent launch: kernels here never overlap the one ahead;
+// - captured graphs: what a driver makes of them; here one is a list of what was queued;
 // - reads of global memory that kernels ahead wrote, past the non-coherent path (LoadStreaming).
 #pragma once
 

@@ -144,6 +144,14 @@ std::string TestName(const testing::TestParamInfo<std::tuple<std::string, int>>&
                              {{"-", "_"}});
 }
 
+// A lone rank's operations do nothing; what the host carries, no device repeats by itself.
+TEST_P(CommunicatorTest, OnlyALoneRankIsRepeatableOnTheHost) {
+  OnEachRank([&](Communicator& communicator) {
+    EXPECT_EQ(communicator.repeatable(), ranks() == 1);
+    EXPECT_TRUE(communicator.NoteRepeated().ok());
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Single, CommunicatorTest, testing::Values(std::make_tuple("single", 1)),
                          TestName);
 INSTANTIATE_TEST_SUITE_P(Groups, CommunicatorTest,
