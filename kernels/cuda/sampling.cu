@@ -293,9 +293,8 @@ MARCORO_DEVICE void Append(int token, SampledSequence& sequence) {
 MARCORO_DEVICE BestToken Choose(const BlockMemory& memory, LogitRow row,
                                 const LogitSummary& summary, const SampledSequence& sequence,
                                 float* adjusted) {
-  if (summary.has_nan || !IsFinite(summary.max)) {
-    return {-1, 0, SamplingStatus::kLogitsAreNotNumbers};
-  }
+  if (summary.has_nan) return {-1, 0, SamplingStatus::kLogitsAreNotNumbers};
+  if (!IsFinite(summary.max)) return {-1, 0, SamplingStatus::kLargestIsNotFinite};
   BestToken best = {summary.best, summary.max, SamplingStatus::kOk};
   if (HasAdjustments(sequence)) {
     AdjustLogits(row, sequence, adjusted);

@@ -24,5 +24,6 @@ set(marcoro_cuda_kernels
 set(marcoro_cuda_host_sources
   kernels/cuda/cuda_backend.cc
   kernels/cuda/device_memory.cc
+  kernels/cuda/device_sampler.cc
   kernels/cuda/matmul_probe.cc
   kernels/cuda/step_upload.cc)

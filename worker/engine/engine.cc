@@ -24,6 +24,14 @@ EndError ErrorOf(const absl::Status& status) {
 
 OutputLogprob ToOutput(TokenLogprob logprob) { return {logprob.logprob, std::move(logprob.top)}; }
 
+StepSamplerLimits LimitsOf(const EngineOptions& options) {
+  const SchedulerOptions& scheduler = options.scheduler;
+  return {
+      .sequences = std::min(scheduler.max_sequences_per_step, scheduler.max_logit_rows_per_step),
+      .logit_rows = scheduler.max_logit_rows_per_step,
+      .vocabulary = options.vocabulary};
+}
+
 bool Contains(const std::vector<TokenId>& ids, TokenId id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
@@ -33,10 +41,10 @@ bool Contains(const std::vector<TokenId>& ids, TokenId id) {
 Engine::Engine(const EngineOptions& options, Backend& backend, StepExecutor& executor,
                StepObserver observer)
     : options_(options),
-      backend_(backend),
       executor_(executor),
       observer_(std::move(observer)),
-      scheduler_(options.scheduler) {
+      scheduler_(options.scheduler),
+      sampler_(MakeStepSampler(backend, LimitsOf(options))) {
   UpdateSnapshot({});
 }
 
@@ -154,11 +162,10 @@ void Engine::Admit(Submission submission) {
   Live live;
   live.arrival = submission.arrival;
   live.generated = static_cast<int32_t>(request.generated.size());
-  live.sampler =
-      std::make_unique<SequenceSampler>(request.sampling, request.prompt, request.generated);
   live.request = std::move(submission.request);
   by_client_.emplace(key, next_id_);
-  live_.emplace(next_id_, std::move(live));
+  const auto it = live_.emplace(next_id_, std::move(live)).first;
+  sampler_->Open(next_id_, it->second.request);
   ++next_id_;
 }
 
@@ -207,7 +214,10 @@ absl::Status Engine::RunStep(const StepPlan& plan, absl::Time begin) {
     scheduler_.Commit({});
     return absl::OkStatus();
   }
-  if (absl::Status status = SampleStep(plan, *logits); !status.ok()) return status;
+  CollectJobs(plan);
+  absl::Status status = sampler_->Queue(jobs_, *logits);
+  if (status.ok()) status = sampler_->Take(&sampled_);
+  if (!status.ok()) return status;
   tokens_.clear();
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
     const SequenceId id = plan.sequences[i].id;
@@ -233,76 +243,25 @@ absl::Status Engine::RunStep(const StepPlan& plan, absl::Time begin) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Tensor> Engine::OnHost(const Tensor& logits) {
-  if (backend_.host_memory() || logits.rows == 0) return logits;
-  MARCORO_CHECK(logits.stride == logits.columns);
-  host_logits_.resize(static_cast<size_t>(logits.rows * logits.columns));
-  absl::Status status =
-      backend_.Download(logits.data, host_logits_.data(), host_logits_.size() * sizeof(float));
-  if (!status.ok()) return status;
-  return Tensor(host_logits_.data(), DType::kF32, logits.rows, logits.columns);
-}
-
-// Rows side by side on all threads.
-absl::Status Engine::SampleStep(const StepPlan& plan, const Tensor& computed) {
-  summaries_.resize(computed.rows);
-  if (computed.rows > 0) {
-    backend_.SummarizeLogits(computed, absl::MakeSpan(summaries_));
-  }
-  const absl::StatusOr<Tensor> logits = OnHost(computed);
-  if (!logits.ok()) return logits.status();
-  sampled_.clear();
-  sampled_.resize(plan.sequences.size());
-  row_begins_.clear();
+void Engine::CollectJobs(const StepPlan& plan) {
+  jobs_.clear();
   int64_t row = 0;
-  for (const SequenceStep& step : plan.sequences) {
-    row_begins_.push_back(row);
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    const SequenceStep& step = plan.sequences[i];
+    const StepOutput& output = scheduler_.outputs()[i];
+    jobs_.push_back({.id = step.id,
+                     .first_row = row,
+                     .rows = step.logit_rows,
+                     .prompt_rows = output.prompt_rows,
+                     .prompt_token = output.prompt_token,
+                     .samples = output.samples});
     row += step.logit_rows;
   }
-  MARCORO_CHECK(row == logits->rows);
-  backend_.ParallelFor(static_cast<int64_t>(plan.sequences.size()), [&](int64_t i) {
-    const SequenceStep& step = plan.sequences[i];
-    if (step.logit_rows == 0) return;
-    SampleEntry(step, scheduler_.outputs()[i], logits->Rows(row_begins_[i], step.logit_rows),
-                absl::MakeConstSpan(summaries_).subspan(row_begins_[i], step.logit_rows),
-                &sampled_[i]);
-  });
-  return absl::OkStatus();
-}
-
-void Engine::SampleEntry(const SequenceStep& step, const StepOutput& output, const Tensor& logits,
-                         absl::Span<const LogitSummary> summaries, Sampled* sampled) {
-  Live& live = live_.find(step.id)->second;
-  const auto row = [&](int64_t index) {
-    return absl::MakeConstSpan(logits.Row<float>(index), logits.columns);
-  };
-  for (const LogitSummary& summary : summaries) {
-    if (summary.has_nan) {
-      sampled->error = EndError::kNotANumber;
-      sampled->detail = "the model computed NaN for this sequence";
-      return;
-    }
-  }
-  thread_local SamplingScratch scratch;  // memory only
-  for (int32_t i = 0; i < output.prompt_rows; ++i) {
-    const TokenId token = live.request.prompt[output.prompt_token + i];
-    sampled->prompt_logprobs.push_back(ToOutput(
-        LogprobOf(row(i), summaries[i], token, live.request.prompt_logprobs, &scratch.candidates)));
-  }
-  if (!output.samples) return;
-  const int64_t last = logits.rows - 1;
-  auto result = live.sampler->Sample(row(last), summaries[last], &scratch);
-  if (!result.ok()) {
-    sampled->error = absl::IsDataLoss(result.status()) ? EndError::kNotANumber : EndError::kInvalid;
-    sampled->detail = std::string(result.status().message());
-    return;
-  }
-  sampled->result = *std::move(result);
 }
 
 // Tells the sink what the step brought to one sequence, and ends the sequence if that was its end.
 void Engine::EmitEntry(const SequenceStep& step, const StepOutput& output, absl::Time begin,
-                       Sampled& sampled, StepRecord* record) {
+                       SampledStep& sampled, StepRecord* record) {
   const auto it = live_.find(step.id);
   MARCORO_CHECK(it != live_.end());
   Live& live = it->second;
@@ -340,7 +299,6 @@ void Engine::EmitEntry(const SequenceStep& step, const StepOutput& output, absl:
 }
 
 void Engine::AppendToken(Live& live, SampleResult& sampled, SequenceOutput* result) {
-  live.sampler->Append(sampled.token);
   ++live.generated;
   result->tokens.push_back(sampled.token);
   if (live.request.sampling.logprobs >= 0)
@@ -375,6 +333,7 @@ void Engine::Refuse(const EngineRequest& request, EndError error, std::string de
 
 void Engine::Forget(SequenceId id) {
   const auto it = live_.find(id);
+  sampler_->Close(id);
   by_client_.erase({it->second.request.sink.get(), it->second.request.client_id});
   live_.erase(it);
 }

@@ -64,6 +64,11 @@ void Fill(Stream, void* device, int byte, size_t bytes) {
   if (bytes > 0) std::memset(device, byte, bytes);
 }
 
+absl::StatusOr<Event> CreateEvent() { return Event(); }
+void DestroyEvent(Event) {}
+void MarkEvent(Stream, Event) {}
+absl::Status WaitForEvent(Event) { return absl::OkStatus(); }
+
 absl::Status Synchronize(Stream) { return absl::OkStatus(); }
 
 }  // namespace marcoro::cuda

@@ -91,6 +91,11 @@ Completion Collector::Await(uint64_t client_id) {
   return completions_[client_id];
 }
 
+Completion Collector::Now(uint64_t client_id) {
+  absl::MutexLock lock(&mutex_);
+  return completions_[client_id];
+}
+
 void Collector::AwaitTokens(uint64_t client_id, size_t count) {
   absl::MutexLock lock(&mutex_);
   const auto reached = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -147,7 +152,9 @@ void TestGroup::RunRank(int rank) {
 
   GroupExecutor group_executor(broadcast, *transformer, watchdog);
   SlowExecutor executor(group_executor, options_.step_delay);
-  Engine engine({.scheduler = scheduler}, *backend, executor);
+  Engine engine(
+      {.scheduler = scheduler, .vocabulary = options_.device_sampling ? config.vocabulary_size : 0},
+      *backend, executor);
   {
     absl::MutexLock lock(&mutex_);
     vocabulary_size_ = config.vocabulary_size;
