@@ -55,6 +55,12 @@ struct TokenChoice {
   absl::Span<const RankedToken> alternatives = {};
 };
 
+// A row of a step whose id is the token that the slot chose last.
+struct LateId {
+  int32_t row = 0;
+  int32_t slot = 0;
+};
+
 struct TokenSamplerLimits {
   int32_t slots = 0;       // sequences at a time
   int32_t rows = 0;        // of the logits of a step
@@ -84,6 +90,10 @@ class TokenSampler {
   // that were asked for before. No slot comes twice. A slot whose status is not kOk stays as it
   // was.
   virtual void Queue(const Tensor& logits, absl::Span<const int32_t> slots) = 0;
+  // Of the step that begins next (Backend::BeginStep), these rows' ids are not what it is given but
+  // what slots chose last, in steps that need not have been taken. Of a slot that chose none (its
+  // status was not kOk) any id may be taken.
+  virtual void SupplyIds(absl::Span<const LateId> late) = 0;
   // Waits for the step that was queued first and returns a choice for each of its rows (those of
   // slot -1 are meaningless), valid until the next call. Fails if the device did.
   virtual absl::StatusOr<absl::Span<const TokenChoice>> Take() = 0;

@@ -108,6 +108,7 @@ class CudaBackend final : public Backend {
   // Of the step that runs.
   StepInput input_;
   StepUpload upload_;
+  std::weak_ptr<LateIds> late_ids_;  // of the sampler
   // The window and the blocks of a cache for which the step's block tables have been checked.
   std::pair<int32_t, int32_t> checked_for_ = {-1, -1};
   GrowingMemory scratch_{MemoryKind::kDevice};
@@ -202,6 +203,9 @@ void CudaBackend::BeginStep(const StepInput& step) {
   input_ = step;
   checked_for_ = {-1, -1};
   Note(upload_.Begin(stream_, step));
+  if (const auto late_ids = late_ids_.lock()) {
+    Note(late_ids->Write(stream_, upload_.ids(), upload_.step().rows));
+  }
 }
 
 // Block tables are the same for all layers: looked at once in a step.
@@ -334,7 +338,10 @@ void CudaBackend::SummarizeLogits(const Tensor& logits, absl::Span<LogitSummary>
 absl::StatusOr<std::unique_ptr<TokenSampler>> CudaBackend::MakeTokenSampler(
     const TokenSamplerLimits& limits) {
   if (limits.vocabulary > kMostTokensToSample) return nullptr;
-  return DeviceSampler::Create(stream_, limits, [this] { return TakeNoted(); });
+  auto sampler = DeviceSampler::Create(stream_, limits, [this] { return TakeNoted(); });
+  if (!sampler.ok()) return sampler.status();
+  late_ids_ = (*sampler)->late_ids();
+  return sampler;
 }
 
 // What the kernels that this GPU runs were compiled for: 900 is sm_90a, 0 the emulator.

@@ -174,9 +174,9 @@ size_t BytesOf(int32_t count) {
 }  // namespace
 
 size_t DeviceSampler::Bytes(const TokenSamplerLimits& limits) {
-  return BytesOf<SampledSequence>(limits.slots) + BytesOf<int32_t>(limits.rows) +
-         BytesOf<LogitSummary>(limits.rows) + BytesOf<SampledToken>(limits.rows) +
-         ScratchBytes(limits);
+  return BytesOf<SampledSequence>(limits.slots) + BytesOf<LateId>(limits.slots) +
+         BytesOf<int32_t>(limits.rows) + BytesOf<LogitSummary>(limits.rows) +
+         BytesOf<SampledToken>(limits.rows) + ScratchBytes(limits);
 }
 
 absl::StatusOr<std::unique_ptr<DeviceSampler>> DeviceSampler::Create(
@@ -221,6 +221,10 @@ absl::Status DeviceSampler::Allocate() {
     if (status.ok()) status = step.tokens.Reserve(stream_, BytesOf<SampledToken>(limits_.rows));
     if (!status.ok()) return status;
   }
+  auto late_ids = LateIds::Create(stream_, static_cast<size_t>(limits_.slots),
+                                  static_cast<const SampledSequence*>(states_.data()));
+  if (!late_ids.ok()) return late_ids.status();
+  late_ids_ = *std::move(late_ids);
   return absl::OkStatus();
 }
 
@@ -291,6 +295,13 @@ void DeviceSampler::Queue(const Tensor& logits, absl::Span<const int32_t> slots)
          tokens, scratch_.data());
   CopyToHost(stream_, step.tokens.data(), tokens, step.rows * sizeof(SampledToken));
   MarkEvent(stream_, step.done);
+}
+
+void DeviceSampler::SupplyIds(absl::Span<const LateId> late) {
+  for (const LateId& id : late) {
+    MARCORO_CHECK(id.slot >= 0 && id.slot < limits_.slots && slots_[id.slot].is_open);
+  }
+  late_ids_->Supply(late);
 }
 
 absl::StatusOr<absl::Span<const TokenChoice>> DeviceSampler::Take() {

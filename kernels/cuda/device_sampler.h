@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/late_ids.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sampling.h"
 #include "kernels/token_sampler.h"
@@ -30,7 +31,11 @@ class DeviceSampler final : public TokenSampler {
                                absl::Span<const int32_t> generated) override;
   void Close(int32_t slot) override;
   void Queue(const Tensor& logits, absl::Span<const int32_t> slots) override;
+  void SupplyIds(absl::Span<const LateId> late) override;
   absl::StatusOr<absl::Span<const TokenChoice>> Take() override;
+
+  // For who begins steps. Gone when the sampler is.
+  std::weak_ptr<LateIds> late_ids() const { return late_ids_; }
 
  private:
   struct Slot {
@@ -66,6 +71,7 @@ class DeviceSampler final : public TokenSampler {
   GrowingMemory summaries_{MemoryKind::kDevice};  // (R) LogitSummary
   GrowingMemory tokens_{MemoryKind::kDevice};     // (R) SampledToken
   GrowingMemory scratch_{MemoryKind::kDevice};
+  std::shared_ptr<LateIds> late_ids_;
 
   Step steps_[kMostQueued];
   uint64_t queued_ = 0;  // steps since the start

@@ -279,6 +279,7 @@ MARCORO_DEVICE void FindAlternatives(const BlockMemory& memory, const LogitRow& 
 
 // The sequence goes on with the token. By one thread.
 MARCORO_DEVICE void Append(int token, SampledSequence& sequence) {
+  sequence.last_token = token;
   ++sequence.generated;
   if (sequence.counts != nullptr) ++sequence.counts[token];
   if (sequence.tail_capacity == 0) return;

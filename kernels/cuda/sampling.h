@@ -54,6 +54,7 @@ struct SampledSequence {
   int32_t bad_word_count = 0;
   int32_t tail_capacity = 0;  // tokens of the longest bad word, its last one aside
 
+  int32_t last_token = -1;  // that was chosen; -1: none
   // How many tokens have been generated: the next draw's position.
   int32_t generated = 0;
   // The last tokens of prompt and generated, newest last, at most tail_capacity.

@@ -67,25 +67,41 @@ void DeviceStepSampler::Close(SequenceId id) {
   host_.Close(id);
 }
 
+void DeviceStepSampler::Supply(const StepPlan& plan) {
+  if (plan.late.empty()) return;
+  late_ids_.clear();
+  for (const LateEntry& late : plan.late) {
+    const Sequence& sequence = sequences_.find(late.id)->second;
+    MARCORO_CHECK(sequence.slot != kNone);
+    late_ids_.push_back({.row = late.index, .slot = sequence.slot});
+  }
+  sampler_->SupplyIds(late_ids_);
+}
+
 absl::Status DeviceStepSampler::Queue(absl::Span<const SampleJob> jobs, const Tensor& logits) {
+  last_ = (last_ + 1) % TokenSampler::kMostQueued;
+  Step& step = steps_[last_];
+  step.jobs.assign(jobs.size(), {});
+  step.has_choices = false;
+  step.on_host = false;
   host_jobs_.assign(jobs.begin(), jobs.end());
   row_slots_.assign(static_cast<size_t>(logits.rows), kNone);
-  queued_.assign(jobs.size(), {});
-  has_choices_ = false;
   for (size_t i = 0; i < jobs.size(); ++i) {
     const SampleJob& job = jobs[i];
-    if (!job.samples) continue;
+    SampleJob& host_job = host_jobs_[i];
     Sequence& sequence = sequences_.find(job.id)->second;
-    if (!HasSlot(job.id, sequence, jobs)) continue;
-    const int64_t row = job.first_row + job.rows - 1;
-    row_slots_[static_cast<size_t>(row)] = sequence.slot;
-    queued_[i] = {.id = job.id, .row = row, .logprobs = sequence.request->sampling.logprobs};
-    has_choices_ = true;
-    host_jobs_[i].samples = false;
-    if (job.rows == 1) host_jobs_[i].rows = 0;
+    if (job.samples && HasSlot(job.id, sequence, jobs)) {
+      const int64_t row = job.first_row + job.rows - 1;
+      row_slots_[static_cast<size_t>(row)] = sequence.slot;
+      step.jobs[i] = {.id = job.id, .row = row, .logprobs = sequence.request->sampling.logprobs};
+      step.has_choices = true;
+      host_job.samples = false;
+      if (job.rows == 1) host_job.rows = 0;
+    }
+    step.on_host |= host_job.rows > 0;
   }
-  if (has_choices_) sampler_->Queue(logits, row_slots_);
-  return host_.Queue(host_jobs_, logits);
+  if (step.has_choices) sampler_->Queue(logits, row_slots_);
+  return step.on_host ? host_.Queue(host_jobs_, logits) : absl::OkStatus();
 }
 
 // Those that wait, preempted, may have kept their slots: they open them again when they go on.
@@ -118,14 +134,20 @@ bool DeviceStepSampler::HasSlot(SequenceId id, Sequence& sequence,
 }
 
 absl::Status DeviceStepSampler::Take(std::vector<SampledStep>* results) {
-  if (absl::Status status = host_.Take(results); !status.ok()) return status;
-  if (!has_choices_) return absl::OkStatus();
+  first_ = (first_ + 1) % TokenSampler::kMostQueued;
+  const Step& step = steps_[first_];
+  results->clear();
+  results->resize(step.jobs.size());
+  if (step.on_host) {
+    if (absl::Status status = host_.Take(results); !status.ok()) return status;
+  }
+  if (!step.has_choices) return absl::OkStatus();
   const auto choices = sampler_->Take();
   if (!choices.ok()) return choices.status();
-  for (size_t i = 0; i < queued_.size(); ++i) {
+  for (size_t i = 0; i < step.jobs.size(); ++i) {
     // What is wrong with other rows of the sequence ends it too.
-    if (queued_[i].row == kNone || (*results)[i].error != EndError::kNone) continue;
-    TakeChoice(queued_[i], (*choices)[static_cast<size_t>(queued_[i].row)], &(*results)[i]);
+    if (step.jobs[i].row == kNone || (*results)[i].error != EndError::kNone) continue;
+    TakeChoice(step.jobs[i], (*choices)[static_cast<size_t>(step.jobs[i].row)], &(*results)[i]);
   }
   return absl::OkStatus();
 }

@@ -22,6 +22,8 @@ class DeviceStepSampler final : public StepSampler {
 
   void Open(SequenceId id, const EngineRequest& request) override;
   void Close(SequenceId id) override;
+  void Supply(const StepPlan& plan) override;
+  bool holds_tokens() const override { return !steps_[last_].on_host; }
   absl::Status Queue(absl::Span<const SampleJob> jobs, const Tensor& logits) override;
   absl::Status Take(std::vector<SampledStep>* results) override;
 
@@ -40,6 +42,12 @@ class DeviceStepSampler final : public StepSampler {
     int64_t row = kNone;  // that the sampler chooses from
     int32_t logprobs = -1;
   };
+  // That is queued.
+  struct Step {
+    std::vector<Sampling> jobs;
+    bool has_choices = false;  // from the sampler
+    bool on_host = false;      // some of it was the processor's
+  };
 
   bool HasSlot(SequenceId id, Sequence& sequence, absl::Span<const SampleJob> jobs);
   void CloseAbsent(absl::Span<const SampleJob> jobs);
@@ -52,8 +60,10 @@ class DeviceStepSampler final : public StepSampler {
   int32_t open_slots_ = 0;
   std::vector<SampleJob> host_jobs_;
   std::vector<int32_t> row_slots_;
-  std::vector<Sampling> queued_;  // of the step
-  bool has_choices_ = false;      // from the sampler
+  std::vector<LateId> late_ids_;
+  Step steps_[TokenSampler::kMostQueued];
+  int last_ = 0;   // queued
+  int first_ = 0;  // to be taken next
 };
 
 }  // namespace marcoro

@@ -114,8 +114,13 @@ absl::Status Engine::Run() {
     const absl::Time begin = absl::Now();
     const StepPlan& plan = scheduler_.Schedule(begin);
     ReportExpired();
-    status = plan.empty() ? Idle() : RunStep(plan, begin);
+    if (!plan.empty()) {
+      status = RunStep(plan, begin);
+    } else {
+      status = has_late_step_ ? CompleteLateStep() : Idle();
+    }
   }
+  if (status.ok()) status = CompleteLateStep();
   Stop();  // what comes from now on is refused at once
   ProcessInbox();
   const std::string detail = status.ok() ? "the worker stops" : std::string(status.message());
@@ -207,7 +212,9 @@ absl::Status Engine::Idle() {
   return woken ? absl::OkStatus() : executor_.Heartbeat();
 }
 
+// Where the device holds the tokens, the step's results are taken once the next one is under way.
 absl::Status Engine::RunStep(const StepPlan& plan, absl::Time begin) {
+  sampler_->Supply(plan);
   const absl::StatusOr<Tensor> logits = executor_.Execute(plan);
   if (!logits.ok()) return logits.status();
   if (plan.sequences.empty()) {  // blocks were zeroed, nothing else
@@ -215,29 +222,63 @@ absl::Status Engine::RunStep(const StepPlan& plan, absl::Time begin) {
     return absl::OkStatus();
   }
   CollectJobs(plan);
-  absl::Status status = sampler_->Queue(jobs_, *logits);
-  if (status.ok()) status = sampler_->Take(&sampled_);
-  if (!status.ok()) return status;
+  if (absl::Status status = sampler_->Queue(jobs_, *logits); !status.ok()) return status;
+  step_.sequences.assign(plan.sequences.begin(), plan.sequences.end());
+  step_.outputs.assign(scheduler_.outputs().begin(), scheduler_.outputs().end());
+  step_.begin = begin;
+  const bool late = executor_.takes_late_tokens() && sampler_->holds_tokens();
+  if (late) CommitLate(step_);
+  if (absl::Status status = CompleteLateStep(); !status.ok()) return status;
+  if (!late) return Complete(step_, /*late=*/false);
+  std::swap(step_, late_step_);
+  has_late_step_ = true;
+  return absl::OkStatus();
+}
+
+void Engine::CommitLate(const StepUnderWay& step) {
   tokens_.clear();
-  for (size_t i = 0; i < plan.sequences.size(); ++i) {
-    const SequenceId id = plan.sequences[i].id;
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    if (step.outputs[i].samples) tokens_.push_back({step.sequences[i].id, kLateToken});
+  }
+  scheduler_.Commit(tokens_);
+}
+
+absl::Status Engine::CompleteLateStep() {
+  if (!has_late_step_) return absl::OkStatus();
+  has_late_step_ = false;
+  return Complete(late_step_, /*late=*/true);
+}
+
+absl::Status Engine::Complete(const StepUnderWay& step, bool late) {
+  if (absl::Status status = sampler_->Take(&sampled_); !status.ok()) return status;
+  tokens_.clear();
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    const SequenceId id = step.sequences[i].id;
     if (sampled_[i].error == EndError::kNotANumber) {
       scheduler_.Poison(id);
     } else if (sampled_[i].error != EndError::kNone) {
       scheduler_.Finish(id);
-    } else if (scheduler_.outputs()[i].samples) {
+    } else if (step.outputs[i].samples) {
       tokens_.push_back({id, sampled_[i].result.token});
     }
   }
-  scheduler_.Commit(tokens_);
+  if (late) {
+    scheduler_.Resolve(tokens_);
+  } else {
+    scheduler_.Commit(tokens_);
+  }
 
   StepRecord record;
-  for (size_t i = 0; i < plan.sequences.size(); ++i) {
-    EmitEntry(plan.sequences[i], scheduler_.outputs()[i], begin, sampled_[i], &record);
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    // Some ended while the step was under way: what it brought them is thrown away.
+    if (!live_.contains(step.sequences[i].id)) continue;
+    EmitEntry(step.sequences[i], step.outputs[i], step.begin, sampled_[i], &record);
   }
   Flush();
-  record.sequences = static_cast<int32_t>(plan.sequences.size());
-  record.duration = absl::Now() - begin;
+  record.sequences = static_cast<int32_t>(step.sequences.size());
+  const absl::Time now = absl::Now();
+  record.duration = now - std::max(step.begin, completed_);  // they overlap
+  completed_ = now;
   UpdateSnapshot(record);
   if (observer_) observer_(record);
   return absl::OkStatus();

@@ -98,12 +98,23 @@ class Engine {
     uint64_t client_id;
     bool all;
   };
+  // A step whose results have not been taken.
+  struct StepUnderWay {
+    std::vector<SequenceStep> sequences;
+    std::vector<StepOutput> outputs;
+    absl::Time begin;
+  };
+
   bool ProcessInbox();  // false: stop
   void Admit(Submission submission);
   void Remove(const Cancellation& cancellation);
   void ReportExpired();
   absl::Status Idle();
   absl::Status RunStep(const StepPlan& plan, absl::Time begin);
+  void CommitLate(const StepUnderWay& step);
+  absl::Status CompleteLateStep();
+  // Takes the results of a step that was committed with late tokens, or is to be committed now.
+  absl::Status Complete(const StepUnderWay& step, bool late);
   // The plan's part of each sequence in the logits.
   void CollectJobs(const StepPlan& plan);
   void EmitEntry(const SequenceStep& step, const StepOutput& output, absl::Time begin,
@@ -128,6 +139,10 @@ class Engine {
   const std::unique_ptr<StepSampler> sampler_;
   std::vector<SampleJob> jobs_;  // one for each of the plan's sequences
   std::vector<SampledStep> sampled_;
+  StepUnderWay step_;
+  StepUnderWay late_step_;  // the one before
+  bool has_late_step_ = false;
+  absl::Time completed_ = absl::InfinitePast();  // when the last step was
   std::vector<SampledToken> tokens_;
   std::vector<std::pair<std::shared_ptr<OutputSink>, std::vector<SequenceOutput>>> outbox_;
   EngineSnapshot totals_;

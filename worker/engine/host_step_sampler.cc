@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "kernels/check.h"
-
 namespace marcoro {
 namespace {
 

@@ -6,6 +6,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "kernels/check.h"
 #include "worker/engine/step_sampler.h"
 
 namespace marcoro {
@@ -21,6 +22,8 @@ class HostStepSampler final : public StepSampler {
   // A sequence that has generated more, or less, than its request says.
   void Open(SequenceId id, const EngineRequest& request, absl::Span<const TokenId> generated);
   void Close(SequenceId id) override { sequences_.erase(id); }
+  void Supply(const StepPlan& plan) override { MARCORO_CHECK(plan.late.empty()); }
+  bool holds_tokens() const override { return false; }
   absl::Status Queue(absl::Span<const SampleJob> jobs, const Tensor& logits) override;
   absl::Status Take(std::vector<SampledStep>* results) override;
 

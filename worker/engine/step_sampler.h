@@ -46,9 +46,14 @@ class StepSampler {
   // What is queued for the sequence comes nevertheless.
   virtual void Close(SequenceId id) = 0;
 
+  // Before the plan is executed: where its late tokens are to be taken from.
+  virtual void Supply(const StepPlan& plan) = 0;
   // Does the jobs of a step, or has them done after what the backend was asked for before. Fails if
   // the backend did.
   virtual absl::Status Queue(absl::Span<const SampleJob> jobs, const Tensor& logits) = 0;
+  // Whether a plan may have the tokens of the step that was queued last as late ones. If not, they
+  // are to be taken before the next step is queued.
+  virtual bool holds_tokens() const = 0;
   // Waits for the step that was queued first: one result for each of its jobs.
   virtual absl::Status Take(std::vector<SampledStep>* results) = 0;
 };

@@ -78,6 +78,7 @@ class TableExecutor final : public StepExecutor {
     }
     return logits.Rows(0, rows);
   }
+  bool takes_late_tokens() const override { return true; }
   // Time goes on without steps too.
   absl::Status Heartbeat() override {
     during_step(++steps_);
