@@ -241,6 +241,33 @@ TEST(DeviceSamplerTest, EachReasonForNoTokenIsTold) {
                                                SamplingStatus::kAdjustmentsAreInfinite));
 }
 
+TEST(DeviceSamplerTest, LateIdsAreWhatSlotsChoseLastAndSuppliedOnce) {
+  const auto sampler = MakeSampler({.slots = 3, .rows = 3, .vocabulary = kVocabulary});
+  SamplingParams greedy;
+  greedy.temperature = 0;
+  std::vector<int32_t> slots;
+  for (int i = 0; i < 3; ++i) slots.push_back(*sampler->Open(RulesOf(greedy), {3}, {}));
+  Matrix logits(DType::kF32, 3, kVocabulary);
+  logits.FillRow(2, std::numeric_limits<float>::quiet_NaN());
+  for (const int64_t row : {0, 1}) {
+    logits.FillRow(row, 0);
+    logits.Set(row, 41 + row, 1);
+  }
+  const DeviceMatrix device(logits);
+  sampler->Queue(device.view(), slots);
+
+  DeviceArray<int32_t> ids(5);
+  ids.CopyFrom({7, 7, 7, 7, 7});
+  sampler->SupplyIds(
+      {{.row = 3, .slot = slots[0]}, {.row = 0, .slot = slots[1]}, {.row = 4, .slot = slots[2]}});
+  const auto late_ids = sampler->late_ids().lock();
+  CheckDevice(late_ids->Write(TestStream(), ids.data(), 5));
+  EXPECT_THAT(ids.ToHost(), ::testing::ElementsAre(42, 7, 7, 41, 0)) << "0: nothing was chosen";
+  ids.CopyFrom({7, 7, 7, 7, 7});
+  CheckDevice(late_ids->Write(TestStream(), ids.data(), 5));
+  EXPECT_THAT(ids.ToHost(), ::testing::Each(7));
+}
+
 TEST(DeviceSamplerTest, AFailureOfEarlierOpsIsToldWithTheTokens) {
   auto sampler =
       *DeviceSampler::Create(TestStream(), {.slots = 1, .rows = 1, .vocabulary = kVocabulary},
