@@ -32,6 +32,9 @@
 
 namespace marcoro {
 
+class TokenSampler;
+struct TokenSamplerLimits;
+
 // KV cache block: positions [16 b, 16 b + 16) of a sequence live in entry b of its block table.
 inline constexpr int kKvBlockTokens = 16;
 
@@ -281,6 +284,11 @@ class Backend {
 
   // One summary for each row of logits (R, V) F32; there when the call returns.
   virtual void SummarizeLogits(const Tensor& logits, absl::Span<LogitSummary> out) = 0;
+
+  // A sampler on the backend's side (token_sampler.h), which the backend outlives. Null if it has
+  // none, for this vocabulary or at all; RESOURCE_EXHAUSTED without memory.
+  virtual absl::StatusOr<std::unique_ptr<TokenSampler>> MakeTokenSampler(
+      const TokenSamplerLimits& limits);
 };
 
 // INVALID_ARGUMENT for an unknown name or combination, FAILED_PRECONDITION if this machine cannot

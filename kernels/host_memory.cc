@@ -6,6 +6,7 @@
 #include "kernels/backend.h"
 #include "kernels/op_checks.h"
 #include "kernels/row_stage.h"
+#include "kernels/token_sampler.h"
 
 namespace marcoro {
 namespace {
@@ -56,6 +57,11 @@ void Backend::CopyMatrix(const Tensor& from, const Tensor& to) {
   CheckCopyMatrix(from, to);
   const size_t bytes = static_cast<size_t>(to.columns) * SizeOf(to.dtype);
   for (int64_t r = 0; r < to.rows; ++r) std::memcpy(to.RowBytes(r), from.RowBytes(r), bytes);
+}
+
+absl::StatusOr<std::unique_ptr<TokenSampler>> Backend::MakeTokenSampler(
+    const TokenSamplerLimits& limits) {
+  return nullptr;
 }
 
 }  // namespace marcoro

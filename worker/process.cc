@@ -338,6 +338,7 @@ absl::Status ServeRoot(const WorkerConfig& config, OpenedModel& model, Edge& edg
   GroupExecutor executor(broadcast, transformer, watchdog);
   EngineOptions options;
   options.heartbeat_interval = config.heartbeat_interval;
+  options.vocabulary = model.config.vocabulary_size;
   options.scheduler = {.kv_blocks = transformer.kv_blocks(),
                        .context_length = model.bounds.context_length,
                        .max_sequences_per_step = config.max_sequences,

@@ -12,6 +12,7 @@
 #include "kernels/check.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/device_sampler.h"
 #include "kernels/cuda/kv_layout.h"
 #include "kernels/cuda/matmul_probe.h"
 #include "kernels/cuda/ops.h"
@@ -94,6 +95,8 @@ class CudaBackend final : public Backend, private StepHost {
   void GatherRows(const Tensor& from, absl::Span<const int32_t> rows, const Tensor& to) override;
   void CopyMatrix(const Tensor& from, const Tensor& to) override;
   void SummarizeLogits(const Tensor& logits, absl::Span<LogitSummary> out) override;
+  absl::StatusOr<std::unique_ptr<TokenSampler>> MakeTokenSampler(
+      const TokenSamplerLimits& limits) override;
 
  private:
   // Keeps the first failure of what returns none, for the next call that does.
@@ -114,6 +117,7 @@ class CudaBackend final : public Backend, private StepHost {
   // Of the step that runs.
   StepInput input_;
   StepUpload upload_;
+  std::weak_ptr<LateIds> late_ids_;  // of the sampler
   // What the step has been checked against; its block tables for a window and the blocks of a
   // cache.
   StepTies checked_;
@@ -182,8 +186,15 @@ size_t ScratchBytes(const StepLimits& limits) {
 
 size_t SummaryBytes(int64_t rows) { return static_cast<size_t>(rows) * sizeof(LogitSummary); }
 
+// A sampler is made later: there is room for it too, of which each row is a sequence's.
+size_t SamplerBytes(const StepLimits& limits) {
+  const auto rows = static_cast<int32_t>(limits.logit_rows);
+  return DeviceSampler::Bytes({.slots = rows, .rows = rows, .vocabulary = limits.vocabulary});
+}
+
 size_t CudaBackend::ReservedBytes(const StepLimits& limits) const {
-  return StepUpload::Bytes(limits) + SummaryBytes(limits.logit_rows) + ScratchBytes(limits);
+  return StepUpload::Bytes(limits) + SummaryBytes(limits.logit_rows) + ScratchBytes(limits) +
+         SamplerBytes(limits);
 }
 
 absl::Status CudaBackend::Reserve(const StepLimits& limits) {
@@ -202,6 +213,9 @@ void CudaBackend::BeginStepWithRoom(const StepInput& step, const StepRoom& room)
   input_ = step;
   checked_ = {};
   Note(upload_.Begin(stream_, step, room));
+  if (const auto late_ids = late_ids_.lock()) {
+    Note(late_ids->Write(stream_, upload_.ids(), upload_.step().rows));
+  }
 }
 
 StepTies CudaBackend::ties() const {
@@ -345,6 +359,15 @@ void CudaBackend::SummarizeLogits(const Tensor& logits, absl::Span<LogitSummary>
     status = Download(summaries_.data(), out.data(), SummaryBytes(logits.rows));
   }
   Note(status);
+}
+
+absl::StatusOr<std::unique_ptr<TokenSampler>> CudaBackend::MakeTokenSampler(
+    const TokenSamplerLimits& limits) {
+  if (limits.vocabulary > kMostTokensToSample) return nullptr;
+  auto sampler = DeviceSampler::Create(stream_, limits, [this] { return TakeNoted(); });
+  if (!sampler.ok()) return sampler.status();
+  late_ids_ = (*sampler)->late_ids();
+  return sampler;
 }
 
 // What the kernels that this GPU runs were compiled for: 900 is sm_90a, 0 the emulator.

@@ -51,6 +51,13 @@ absl::Status ErrorStatus(cudaError_t error) {
                                           cudaGetErrorString(error), "): ", Advice(error)));
 }
 
+// An earlier call's failure (a launch that was refused, say) does not show in what is waited for.
+absl::Status FirstFailure(cudaError_t before, cudaError_t waited) {
+  if (before != cudaSuccess) return ErrorStatus(before);
+  if (waited != cudaSuccess) return ErrorStatus(waited);
+  return absl::OkStatus();
+}
+
 // Why there is no device to work with.
 absl::Status NoDevice(cudaError_t error) {
   int driver = 0;
@@ -193,13 +200,24 @@ absl::Status CheckQueued() {
   return error == cudaSuccess ? absl::OkStatus() : ErrorStatus(error);
 }
 
-absl::Status Synchronize(Stream stream) {
-  // An earlier call's failure (a launch that was refused, say) does not show in the stream.
+absl::StatusOr<Event> CreateEvent() {
+  Event event = nullptr;
+  const cudaError_t error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  if (error != cudaSuccess) return ErrorStatus(error);
+  return event;
+}
+
+void DestroyEvent(Event event) { cudaEventDestroy(event); }
+void MarkEvent(Stream stream, Event event) { cudaEventRecord(event, stream); }
+
+absl::Status WaitForEvent(Event event) {
   const cudaError_t before = cudaGetLastError();
-  const cudaError_t waited = cudaStreamSynchronize(stream);
-  if (before != cudaSuccess) return ErrorStatus(before);
-  if (waited != cudaSuccess) return ErrorStatus(waited);
-  return absl::OkStatus();
+  return FirstFailure(before, cudaEventSynchronize(event));
+}
+
+absl::Status Synchronize(Stream stream) {
+  const cudaError_t before = cudaGetLastError();
+  return FirstFailure(before, cudaStreamSynchronize(stream));
 }
 
 }  // namespace marcoro::cuda

@@ -61,6 +61,21 @@ void Fill(Stream stream, void* device, int byte, size_t bytes);
 // Whether the runtime took what this thread asked it to queue since the last such call or
 // Synchronize. Waits for nothing. Errors as of Synchronize.
 absl::Status CheckQueued();
+
+// A place in a stream. Events are made once and marked again and again.
+#ifdef MARCORO_SIMT
+struct Event {};
+#else
+using Event = cudaEvent_t;
+#endif
+absl::StatusOr<Event> CreateEvent();
+void DestroyEvent(Event event);
+// The event is now behind all that has been queued.
+void MarkEvent(Stream stream, Event event);
+// Waits until all that was queued before the event was marked has happened; not at all if it never
+// was. Fails as Synchronize does.
+absl::Status WaitForEvent(Event event);
+
 // Waits until all that was queued has happened. INTERNAL if something of it failed, with the
 // error's name and what it means.
 absl::Status Synchronize(Stream stream);

@@ -279,6 +279,7 @@ MARCORO_DEVICE void FindAlternatives(const BlockMemory& memory, const LogitRow& 
 
 // The sequence goes on with the token. By one thread.
 MARCORO_DEVICE void Append(int token, SampledSequence& sequence) {
+  sequence.last_token = token;
   ++sequence.generated;
   if (sequence.counts != nullptr) ++sequence.counts[token];
   if (sequence.tail_capacity == 0) return;
@@ -293,9 +294,8 @@ MARCORO_DEVICE void Append(int token, SampledSequence& sequence) {
 MARCORO_DEVICE BestToken Choose(const BlockMemory& memory, LogitRow row,
                                 const LogitSummary& summary, const SampledSequence& sequence,
                                 float* adjusted) {
-  if (summary.has_nan || !IsFinite(summary.max)) {
-    return {-1, 0, SamplingStatus::kLogitsAreNotNumbers};
-  }
+  if (summary.has_nan) return {-1, 0, SamplingStatus::kLogitsAreNotNumbers};
+  if (!IsFinite(summary.max)) return {-1, 0, SamplingStatus::kLargestIsNotFinite};
   BestToken best = {summary.best, summary.max, SamplingStatus::kOk};
   if (HasAdjustments(sequence)) {
     AdjustLogits(row, sequence, adjusted);

@@ -14,6 +14,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/tensor.h"
+#include "kernels/token_sampler.h"
 
 namespace marcoro::cuda {
 
@@ -31,7 +32,7 @@ struct TokenBias {
 // A sequence: how its tokens are chosen, and what is remembered of them. Sample keeps the last part
 // up to date by itself, so that the next step need not wait for the host to see this one's token.
 struct SampledSequence {
-  // As in SamplingParams.
+  // As in TokenRules.
   uint64_t seed = 0;
   float temperature = 1;  // 0: greedy
   int32_t top_k = 0;      // 0: off
@@ -53,6 +54,7 @@ struct SampledSequence {
   int32_t bad_word_count = 0;
   int32_t tail_capacity = 0;  // tokens of the longest bad word, its last one aside
 
+  int32_t last_token = -1;  // that was chosen; -1: none
   // How many tokens have been generated: the next draw's position.
   int32_t generated = 0;
   // The last tokens of prompt and generated, newest last, at most tail_capacity.
@@ -62,24 +64,12 @@ struct SampledSequence {
   uint32_t* counts = nullptr;
 };
 
-enum class SamplingStatus : int32_t {
-  kOk = 0,
-  kLogitsAreNotNumbers = 1,  // of the model: a NaN, or the largest is not finite
-  kNothingIsAllowed = 2,     // the request's constraints forbid every token
-  kAdjustmentsAreInfinite = 3,
-};
-
-struct TokenAlternative {
-  int32_t token = 0;
-  float logprob = 0;
-};
-
 struct SampledToken {
   SamplingStatus status = SamplingStatus::kOk;
   int32_t token = -1;  // the others are meaningless unless the status is kOk
   float logprob = 0;   // if asked for, as are the alternatives, best first
   int32_t alternative_count = 0;
-  TokenAlternative alternatives[kMostAlternatives];
+  RankedToken alternatives[kMostAlternatives];
 };
 
 // Row r of logits (R, V) F32 is of sequences[slots[r]]; slot -1 is padding: nothing happens. No

@@ -10,6 +10,7 @@ set(marcoro_cuda_kernels
   kernels/cuda/attention_walk.cu
   kernels/cuda/embed.cu
   kernels/cuda/gather_rows.cu
+  kernels/cuda/late_ids.cu
   kernels/cuda/logits.cu
   kernels/cuda/matmul.cu
   kernels/cuda/matmul_few_tokens.cu
@@ -25,6 +26,8 @@ set(marcoro_cuda_kernels
 set(marcoro_cuda_host_sources
   kernels/cuda/cuda_backend.cc
   kernels/cuda/device_memory.cc
+  kernels/cuda/device_sampler.cc
+  kernels/cuda/late_ids.cc
   kernels/cuda/matmul_probe.cc
   kernels/cuda/row_stage.cc
   kernels/cuda/step_runner.cc

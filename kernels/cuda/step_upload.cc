@@ -92,6 +92,10 @@ void WriteSequences(absl::Span<const SequenceSpan> sequences, const SequenceArra
 
 }  // namespace
 
+StepUpload::~StepUpload() {
+  if (copied_.has_value()) DestroyEvent(*copied_);
+}
+
 size_t StepUpload::Count(size_t rows, size_t sequences, size_t logit_rows, size_t blocks) {
   return 3 * rows + 4 * sequences + logit_rows + blocks;
 }
@@ -123,8 +127,9 @@ absl::Status StepUpload::Begin(Stream stream, const StepInput& input, const Step
   absl::Status status =
       ReserveCount(stream, Count(rows, sequences, input.logit_rows.size(), blocks));
   if (!status.ok()) return status;
+  // Not for the step before, which may run: for its beginning.
   if (copying_) {
-    if (status = Synchronize(stream); !status.ok()) return status;
+    if (status = WaitForEvent(*copied_); !status.ok()) return status;
     copying_ = false;
   }
   Writer writer(pinned_.data(), device_.data());
@@ -155,6 +160,12 @@ absl::Status StepUpload::Begin(Stream stream, const StepInput& input, const Step
   step_.first_blocks = arrays.first_blocks.device;
   step_.blocks = arrays.blocks.device;
   CopyToDevice(stream, device_.data(), pinned_.data(), writer.used() * sizeof(int32_t));
+  if (!copied_.has_value()) {
+    const absl::StatusOr<Event> event = CreateEvent();
+    if (!event.ok()) return event.status();
+    copied_ = *event;
+  }
+  MarkEvent(stream, *copied_);
   copying_ = true;
   return absl::OkStatus();
 }

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
@@ -21,6 +22,8 @@ struct StepRoom {
 
 class StepUpload {
  public:
+  StepUpload() = default;
+  ~StepUpload();
   // Bytes for any step within the limits, and room for them.
   static size_t Bytes(const StepLimits& limits);
   absl::Status Reserve(Stream stream, const StepLimits& limits);
@@ -32,6 +35,8 @@ class StepUpload {
   // All that was queued on the stream has happened: the pinned memory is free again.
   void NoteSynchronized() { copying_ = false; }
 
+  // Its ids, in device memory: may be changed by what is queued before its ops.
+  int32_t* ids() const { return static_cast<int32_t*>(device_.data()); }
   // Of the step that began last.
   const DeviceStep& step() const { return step_; }
   const int32_t* logit_rows() const { return logit_rows_; }
@@ -46,6 +51,7 @@ class StepUpload {
   GrowingMemory pinned_{MemoryKind::kPinned};
   GrowingMemory device_{MemoryKind::kDevice};
   bool copying_ = false;  // the pinned memory may still be read
+  std::optional<Event> copied_;
   DeviceStep step_;
   const int32_t* logit_rows_ = nullptr;
 };

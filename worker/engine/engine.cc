@@ -24,6 +24,14 @@ EndError ErrorOf(const absl::Status& status) {
 
 OutputLogprob ToOutput(TokenLogprob logprob) { return {logprob.logprob, std::move(logprob.top)}; }
 
+StepSamplerLimits LimitsOf(const EngineOptions& options) {
+  const SchedulerOptions& scheduler = options.scheduler;
+  return {
+      .sequences = std::min(scheduler.max_sequences_per_step, scheduler.max_logit_rows_per_step),
+      .logit_rows = scheduler.max_logit_rows_per_step,
+      .vocabulary = options.vocabulary};
+}
+
 bool Contains(const std::vector<TokenId>& ids, TokenId id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
@@ -33,10 +41,10 @@ bool Contains(const std::vector<TokenId>& ids, TokenId id) {
 Engine::Engine(const EngineOptions& options, Backend& backend, StepExecutor& executor,
                StepObserver observer)
     : options_(options),
-      backend_(backend),
       executor_(executor),
       observer_(std::move(observer)),
-      scheduler_(options.scheduler) {
+      scheduler_(options.scheduler),
+      sampler_(MakeStepSampler(backend, LimitsOf(options))) {
   UpdateSnapshot({});
 }
 
@@ -106,8 +114,13 @@ absl::Status Engine::Run() {
     const absl::Time begin = absl::Now();
     const StepPlan& plan = scheduler_.Schedule(begin);
     ReportExpired();
-    status = plan.empty() ? Idle() : RunStep(plan, begin);
+    if (!plan.empty()) {
+      status = RunStep(plan, begin);
+    } else {
+      status = has_late_step_ ? CompleteLateStep() : Idle();
+    }
   }
+  if (status.ok()) status = CompleteLateStep();
   Stop();  // what comes from now on is refused at once
   ProcessInbox();
   const std::string detail = status.ok() ? "the worker stops" : std::string(status.message());
@@ -154,11 +167,10 @@ void Engine::Admit(Submission submission) {
   Live live;
   live.arrival = submission.arrival;
   live.generated = static_cast<int32_t>(request.generated.size());
-  live.sampler =
-      std::make_unique<SequenceSampler>(request.sampling, request.prompt, request.generated);
   live.request = std::move(submission.request);
   by_client_.emplace(key, next_id_);
-  live_.emplace(next_id_, std::move(live));
+  const auto it = live_.emplace(next_id_, std::move(live)).first;
+  sampler_->Open(next_id_, it->second.request);
   ++next_id_;
 }
 
@@ -200,109 +212,97 @@ absl::Status Engine::Idle() {
   return woken ? absl::OkStatus() : executor_.Heartbeat();
 }
 
+// Where the device holds the tokens, the step's results are taken once the next one is under way.
 absl::Status Engine::RunStep(const StepPlan& plan, absl::Time begin) {
+  sampler_->Supply(plan);
   const absl::StatusOr<Tensor> logits = executor_.Execute(plan);
   if (!logits.ok()) return logits.status();
   if (plan.sequences.empty()) {  // blocks were zeroed, nothing else
     scheduler_.Commit({});
     return absl::OkStatus();
   }
-  if (absl::Status status = SampleStep(plan, *logits); !status.ok()) return status;
+  CollectJobs(plan);
+  if (absl::Status status = sampler_->Queue(jobs_, *logits); !status.ok()) return status;
+  step_.sequences.assign(plan.sequences.begin(), plan.sequences.end());
+  step_.outputs.assign(scheduler_.outputs().begin(), scheduler_.outputs().end());
+  step_.begin = begin;
+  const bool late = executor_.takes_late_tokens() && sampler_->holds_tokens();
+  if (late) CommitLate(step_);
+  if (absl::Status status = CompleteLateStep(); !status.ok()) return status;
+  if (!late) return Complete(step_, /*late=*/false);
+  std::swap(step_, late_step_);
+  has_late_step_ = true;
+  return absl::OkStatus();
+}
+
+void Engine::CommitLate(const StepUnderWay& step) {
   tokens_.clear();
-  for (size_t i = 0; i < plan.sequences.size(); ++i) {
-    const SequenceId id = plan.sequences[i].id;
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    if (step.outputs[i].samples) tokens_.push_back({step.sequences[i].id, kLateToken});
+  }
+  scheduler_.Commit(tokens_);
+}
+
+absl::Status Engine::CompleteLateStep() {
+  if (!has_late_step_) return absl::OkStatus();
+  has_late_step_ = false;
+  return Complete(late_step_, /*late=*/true);
+}
+
+absl::Status Engine::Complete(const StepUnderWay& step, bool late) {
+  if (absl::Status status = sampler_->Take(&sampled_); !status.ok()) return status;
+  tokens_.clear();
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    const SequenceId id = step.sequences[i].id;
     if (sampled_[i].error == EndError::kNotANumber) {
       scheduler_.Poison(id);
     } else if (sampled_[i].error != EndError::kNone) {
       scheduler_.Finish(id);
-    } else if (scheduler_.outputs()[i].samples) {
+    } else if (step.outputs[i].samples) {
       tokens_.push_back({id, sampled_[i].result.token});
     }
   }
-  scheduler_.Commit(tokens_);
+  if (late) {
+    scheduler_.Resolve(tokens_);
+  } else {
+    scheduler_.Commit(tokens_);
+  }
 
   StepRecord record;
-  for (size_t i = 0; i < plan.sequences.size(); ++i) {
-    EmitEntry(plan.sequences[i], scheduler_.outputs()[i], begin, sampled_[i], &record);
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    // Some ended while the step was under way: what it brought them is thrown away.
+    if (!live_.contains(step.sequences[i].id)) continue;
+    EmitEntry(step.sequences[i], step.outputs[i], step.begin, sampled_[i], &record);
   }
   Flush();
-  record.sequences = static_cast<int32_t>(plan.sequences.size());
-  record.duration = absl::Now() - begin;
+  record.sequences = static_cast<int32_t>(step.sequences.size());
+  const absl::Time now = absl::Now();
+  record.duration = now - std::max(step.begin, completed_);  // they overlap
+  completed_ = now;
   UpdateSnapshot(record);
   if (observer_) observer_(record);
   return absl::OkStatus();
 }
 
-absl::StatusOr<Tensor> Engine::OnHost(const Tensor& logits) {
-  if (backend_.host_memory() || logits.rows == 0) return logits;
-  MARCORO_CHECK(logits.stride == logits.columns);
-  host_logits_.resize(static_cast<size_t>(logits.rows * logits.columns));
-  absl::Status status =
-      backend_.Download(logits.data, host_logits_.data(), host_logits_.size() * sizeof(float));
-  if (!status.ok()) return status;
-  return Tensor(host_logits_.data(), DType::kF32, logits.rows, logits.columns);
-}
-
-// Rows side by side on all threads.
-absl::Status Engine::SampleStep(const StepPlan& plan, const Tensor& computed) {
-  summaries_.resize(computed.rows);
-  if (computed.rows > 0) {
-    backend_.SummarizeLogits(computed, absl::MakeSpan(summaries_));
-  }
-  const absl::StatusOr<Tensor> logits = OnHost(computed);
-  if (!logits.ok()) return logits.status();
-  sampled_.clear();
-  sampled_.resize(plan.sequences.size());
-  row_begins_.clear();
+void Engine::CollectJobs(const StepPlan& plan) {
+  jobs_.clear();
   int64_t row = 0;
-  for (const SequenceStep& step : plan.sequences) {
-    row_begins_.push_back(row);
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    const SequenceStep& step = plan.sequences[i];
+    const StepOutput& output = scheduler_.outputs()[i];
+    jobs_.push_back({.id = step.id,
+                     .first_row = row,
+                     .rows = step.logit_rows,
+                     .prompt_rows = output.prompt_rows,
+                     .prompt_token = output.prompt_token,
+                     .samples = output.samples});
     row += step.logit_rows;
   }
-  MARCORO_CHECK(row == logits->rows);
-  backend_.ParallelFor(static_cast<int64_t>(plan.sequences.size()), [&](int64_t i) {
-    const SequenceStep& step = plan.sequences[i];
-    if (step.logit_rows == 0) return;
-    SampleEntry(step, scheduler_.outputs()[i], logits->Rows(row_begins_[i], step.logit_rows),
-                absl::MakeConstSpan(summaries_).subspan(row_begins_[i], step.logit_rows),
-                &sampled_[i]);
-  });
-  return absl::OkStatus();
-}
-
-void Engine::SampleEntry(const SequenceStep& step, const StepOutput& output, const Tensor& logits,
-                         absl::Span<const LogitSummary> summaries, Sampled* sampled) {
-  Live& live = live_.find(step.id)->second;
-  const auto row = [&](int64_t index) {
-    return absl::MakeConstSpan(logits.Row<float>(index), logits.columns);
-  };
-  for (const LogitSummary& summary : summaries) {
-    if (summary.has_nan) {
-      sampled->error = EndError::kNotANumber;
-      sampled->detail = "the model computed NaN for this sequence";
-      return;
-    }
-  }
-  thread_local SamplingScratch scratch;  // memory only
-  for (int32_t i = 0; i < output.prompt_rows; ++i) {
-    const TokenId token = live.request.prompt[output.prompt_token + i];
-    sampled->prompt_logprobs.push_back(ToOutput(
-        LogprobOf(row(i), summaries[i], token, live.request.prompt_logprobs, &scratch.candidates)));
-  }
-  if (!output.samples) return;
-  const int64_t last = logits.rows - 1;
-  auto result = live.sampler->Sample(row(last), summaries[last], &scratch);
-  if (!result.ok()) {
-    sampled->error = absl::IsDataLoss(result.status()) ? EndError::kNotANumber : EndError::kInvalid;
-    sampled->detail = std::string(result.status().message());
-    return;
-  }
-  sampled->result = *std::move(result);
 }
 
 // Tells the sink what the step brought to one sequence, and ends the sequence if that was its end.
 void Engine::EmitEntry(const SequenceStep& step, const StepOutput& output, absl::Time begin,
-                       Sampled& sampled, StepRecord* record) {
+                       SampledStep& sampled, StepRecord* record) {
   const auto it = live_.find(step.id);
   MARCORO_CHECK(it != live_.end());
   Live& live = it->second;
@@ -340,7 +340,6 @@ void Engine::EmitEntry(const SequenceStep& step, const StepOutput& output, absl:
 }
 
 void Engine::AppendToken(Live& live, SampleResult& sampled, SequenceOutput* result) {
-  live.sampler->Append(sampled.token);
   ++live.generated;
   result->tokens.push_back(sampled.token);
   if (live.request.sampling.logprobs >= 0)
@@ -375,6 +374,7 @@ void Engine::Refuse(const EngineRequest& request, EndError error, std::string de
 
 void Engine::Forget(SequenceId id) {
   const auto it = live_.find(id);
+  sampler_->Close(id);
   by_client_.erase({it->second.request.sink.get(), it->second.request.client_id});
   live_.erase(it);
 }

@@ -10,13 +10,14 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/node_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "kernels/backend.h"
 #include "worker/engine/request.h"
 #include "worker/engine/step_executor.h"
-#include "worker/sampling/sampler.h"
+#include "worker/engine/step_sampler.h"
 #include "worker/scheduler/scheduler.h"
 
 namespace marcoro {
@@ -25,6 +26,9 @@ struct EngineOptions {
   SchedulerOptions scheduler;
   // How often peers hear of rank 0 while there is nothing to do.
   absl::Duration heartbeat_interval = absl::Seconds(1);
+  // Columns of the logits, for a backend that chooses tokens by itself. 0: the processor chooses
+  // all of them. The tokens are the same.
+  int64_t vocabulary = 0;
 };
 
 // What one step did; for metrics.
@@ -82,7 +86,6 @@ class Engine {
   // A request that the scheduler knows.
   struct Live {
     EngineRequest request;
-    std::unique_ptr<SequenceSampler> sampler;
     int32_t generated = 0;
     absl::Time arrival;
   };
@@ -95,12 +98,11 @@ class Engine {
     uint64_t client_id;
     bool all;
   };
-  // The result of sampling one entry of the plan.
-  struct Sampled {
-    EndError error = EndError::kNone;
-    std::string detail;  // of the error
-    SampleResult result;
-    std::vector<OutputLogprob> prompt_logprobs;
+  // A step whose results have not been taken.
+  struct StepUnderWay {
+    std::vector<SequenceStep> sequences;
+    std::vector<StepOutput> outputs;
+    absl::Time begin;
   };
 
   bool ProcessInbox();  // false: stop
@@ -109,14 +111,14 @@ class Engine {
   void ReportExpired();
   absl::Status Idle();
   absl::Status RunStep(const StepPlan& plan, absl::Time begin);
-  // Samples every entry of the plan; fails if the backend did.
-  absl::Status SampleStep(const StepPlan& plan, const Tensor& logits);
-  // The same logits where the samplers can read them.
-  absl::StatusOr<Tensor> OnHost(const Tensor& logits);
-  void SampleEntry(const SequenceStep& step, const StepOutput& output, const Tensor& logits,
-                   absl::Span<const LogitSummary> summaries, Sampled* sampled);
+  void CommitLate(const StepUnderWay& step);
+  absl::Status CompleteLateStep();
+  // Takes the results of a step that was committed with late tokens, or is to be committed now.
+  absl::Status Complete(const StepUnderWay& step, bool late);
+  // The plan's part of each sequence in the logits.
+  void CollectJobs(const StepPlan& plan);
   void EmitEntry(const SequenceStep& step, const StepOutput& output, absl::Time begin,
-                 Sampled& sampled, StepRecord* record);
+                 SampledStep& sampled, StepRecord* record);
   void AppendToken(Live& live, SampleResult& sampled, SequenceOutput* result);
   void EndWithError(SequenceId id, EndError error, std::string detail);
   void Refuse(const EngineRequest& request, EndError error, std::string detail);
@@ -126,19 +128,21 @@ class Engine {
   void UpdateSnapshot(const StepRecord& record);
 
   const EngineOptions options_;
-  Backend& backend_;
   StepExecutor& executor_;
   const StepObserver observer_;
 
   // Engine thread only.
   Scheduler scheduler_;
   SequenceId next_id_ = 1;
-  absl::flat_hash_map<SequenceId, Live> live_;
+  absl::node_hash_map<SequenceId, Live> live_;  // requests stay where they are
   absl::flat_hash_map<std::pair<const OutputSink*, uint64_t>, SequenceId> by_client_;
-  std::vector<LogitSummary> summaries_;
-  std::vector<float> host_logits_;
-  std::vector<int64_t> row_begins_;  // of each of the plan's sequences in the logits
-  std::vector<Sampled> sampled_;
+  const std::unique_ptr<StepSampler> sampler_;
+  std::vector<SampleJob> jobs_;  // one for each of the plan's sequences
+  std::vector<SampledStep> sampled_;
+  StepUnderWay step_;
+  StepUnderWay late_step_;  // the one before
+  bool has_late_step_ = false;
+  absl::Time completed_ = absl::InfinitePast();  // when the last step was
   std::vector<SampledToken> tokens_;
   std::vector<std::pair<std::shared_ptr<OutputSink>, std::vector<SequenceOutput>>> outbox_;
   EngineSnapshot totals_;

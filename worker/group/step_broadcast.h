@@ -31,7 +31,9 @@ class StepBroadcast {
   explicit StepBroadcast(Communicator* control);
   ~StepBroadcast();
 
-  // Rank 0. In a group of one they return at once.
+  bool has_peers() const { return control_->size() > 1; }
+
+  // Rank 0. In a group of one they return at once; else no token of the plan is late.
   absl::Status SendStep(const StepPlan& plan);
   // Waits until every peer has answered, so that a hung peer is noticed (DEADLINE_EXCEEDED) as well
   // as a dead one (UNAVAILABLE). To be called whenever no step was sent for the group's

@@ -135,6 +135,7 @@ const StepPlan& Scheduler::Schedule(absl::Time now) {
   preempted_ = false;
 
   DropExpired(now);
+  if (MustResolve()) return plan_;
   pool_.TakeTainted(&plan_.blocks_to_zero);
   const Budget left = PlanRunning();
   // What has just been taken from a sequence is not for one that waits.
@@ -151,14 +152,31 @@ void Scheduler::DropExpired(absl::Time now) {
   }
 }
 
+// Who is preempted is computed again from its tokens: they must be known. And some blocks may come
+// back from sequences that turn out to have ended.
+bool Scheduler::MustResolve() const {
+  int32_t needed = 0;
+  bool is_late = false;
+  for (const Sequence* sequence : running_) {
+    is_late |= sequence->late_tokens > 0 || sequence->awaits_end();
+    if (!sequence->awaits_end()) {
+      needed += std::max(0, BlocksFor(sequence->target()) - sequence->blocks.size());
+    }
+  }
+  return is_late && needed > pool_.available();
+}
+
 Scheduler::Budget Scheduler::PlanRunning() {
   // One token and one row are set aside for each running sequence, so that a long prompt cannot
   // stop those after it.
-  const auto count = static_cast<int32_t>(running_.size());
+  const auto count = static_cast<int32_t>(
+      std::count_if(running_.begin(), running_.end(),
+                    [](const Sequence* sequence) { return !sequence->awaits_end(); }));
   Budget budget = {.tokens = options_.max_tokens_per_step - count,
                    .logit_rows = options_.max_logit_rows_per_step - count};
   for (size_t i = 0; i < running_.size(); ++i) {  // preemption shortens running_ from its end
     Sequence* sequence = running_[i];
+    if (sequence->awaits_end()) continue;
     if (!Grow(sequence)) break;
     ++budget.tokens;
     ++budget.logit_rows;
@@ -180,6 +198,7 @@ bool Scheduler::Grow(Sequence* sequence) {
 
 void Scheduler::Preempt(Sequence* sequence) {
   MARCORO_CHECK(sequence == running_.back() && sequence->plan_index < 0);
+  MARCORO_CHECK(sequence->late_tokens == 0);
   running_.pop_back();
   sequence->blocks.Clear();
   sequence->computed = 0;
@@ -268,6 +287,11 @@ void Scheduler::PlanSequence(Sequence* sequence, Budget* budget) {
                              .logit_rows = rows});
   const TokenId* tokens = sequence->tokens.data() + position;
   plan_.tokens.insert(plan_.tokens.end(), tokens, tokens + count);
+  if (sequence->late_tokens > 0) {
+    MARCORO_CHECK(sequence->late_tokens == 1 && count == 1 && plan_.tokens.back() == kLateToken);
+    plan_.tokens.back() = 0;
+    plan_.late.push_back({static_cast<int32_t>(plan_.tokens.size()) - 1, sequence->id});
+  }
   const BlockId* table = sequence->blocks.blocks().data();
   plan_.blocks.insert(plan_.blocks.end(), table, table + blocks);
 }
@@ -281,6 +305,7 @@ void Scheduler::Commit(absl::Span<const SampledToken> sampled) {
     Sequence& sequence = *it->second;
     MARCORO_CHECK(outputs_[sequence.plan_index].samples);
     sequence.tokens.push_back(token.token);
+    sequence.late_tokens += token.token == kLateToken ? 1 : 0;
   }
   for (size_t i = 0; i < planned_.size(); ++i) {
     if (planned_[i] == nullptr) continue;
@@ -300,11 +325,30 @@ void Scheduler::CommitSequence(Sequence* sequence, const SequenceStep& step,
   if (output.prompt_rows > 0) {
     sequence->prompt_logits_done = output.prompt_token + output.prompt_rows - 1;
   }
-  const int32_t full = sequence->computed / kBlockTokens;
-  if (!options_.prefix_cache || full == sequence->published_blocks) return;
+  // What a step with late tokens computed may turn out to be NaN.
+  if (!output.samples || sequence->late_tokens == 0) Publish(sequence);
+}
+
+void Scheduler::Publish(Sequence* sequence) {
+  // A late token's own position may have been computed, by a step that nobody has looked at.
+  const int32_t seen = std::min(sequence->computed, sequence->known_tokens() - 1);
+  const int32_t full = (sequence->late_tokens > 0 ? seen : sequence->computed) / kBlockTokens;
+  if (!options_.prefix_cache || full <= sequence->published_blocks) return;
   sequence->published_blocks = cache_.Publish(
       sequence->cache_salt, absl::MakeConstSpan(sequence->tokens).first(full * kBlockTokens),
       sequence->published_blocks, &sequence->blocks);
+}
+
+void Scheduler::Resolve(absl::Span<const SampledToken> sampled) {
+  for (const SampledToken& token : sampled) {
+    const auto it = sequences_.find(token.id);
+    if (it == sequences_.end()) continue;
+    Sequence& sequence = *it->second;
+    MARCORO_CHECK(sequence.late_tokens > 0 && token.token != kLateToken);
+    sequence.tokens[static_cast<size_t>(sequence.known_tokens())] = token.token;
+    --sequence.late_tokens;
+    Publish(&sequence);
+  }
 }
 
 std::vector<SequenceId> Scheduler::TakeExpired() { return std::exchange(expired_, {}); }

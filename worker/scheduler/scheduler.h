@@ -70,7 +70,7 @@ struct StepOutput {
 
 struct SampledToken {
   SequenceId id = 0;
-  TokenId token = 0;
+  TokenId token = 0;  // kLateToken in Commit: Resolve will tell
 };
 
 struct SchedulerCounters {
@@ -93,6 +93,12 @@ struct SchedulerCounters {
 //     execute the plan; sample the entries whose outputs()[i].samples; Poison sequences whose
 //     logits are NaN; scheduler.Commit(tokens); Finish the sequences that ended;
 //   }
+//
+// Tokens may come one step late: Commit is given kLateToken for them as soon as the step is under
+// way, the next step is scheduled, committed in its turn or not, and then Resolve brings what the
+// first one sampled (and Finish or Poison end what it ended). What the second step computed for a
+// sequence that has ended is worth nothing. The sequences' tokens are the same. A step with prompt
+// rows is committed in time, when it is known whether they are NaN.
 //
 // Sequences are served by (priority, arrival). All running sequences move on in every step: by one
 // token if they generate, by what the budget leaves if they are in their prompt. Waiting ones begin
@@ -121,8 +127,8 @@ class Scheduler {
   bool Poison(SequenceId id);
 
   // The next step. The reference, and outputs(), stay valid until the next call. Empty: nothing to
-  // do, and no Commit. A plan may consist of blocks_to_zero alone. A step that runs must have been
-  // committed.
+  // do, or nothing before Resolve has told the late tokens; no Commit. A plan may consist of
+  // blocks_to_zero alone. A step that runs must have been committed.
   const StepPlan& Schedule(absl::Time now);
 
   // One for each of the plan's sequences.
@@ -131,6 +137,11 @@ class Scheduler {
   // The step has been executed. Exactly one token for each output that samples and has not been
   // finished since; those of finished sequences are ignored.
   void Commit(absl::Span<const SampledToken> sampled);
+
+  // The late tokens of the first step that has any, except those of sequences that ended; tokens of
+  // sequences that ended are ignored. After the step's Poison, before a Schedule that would follow
+  // two steps with late tokens.
+  void Resolve(absl::Span<const SampledToken> sampled);
 
   // Sequences whose deadline passed before they began; they are gone already. Each is reported
   // once.
@@ -158,6 +169,7 @@ class Scheduler {
 
   absl::Status Validate(const NewSequence& sequence) const;
   void DropExpired(absl::Time now);
+  bool MustResolve() const;
   Budget PlanRunning();
   void AdmitWaiting(Budget budget);
   bool TakeBlocks(Sequence* sequence, int32_t spare);
@@ -165,6 +177,7 @@ class Scheduler {
   void Preempt(Sequence* sequence);
   void PlanSequence(Sequence* sequence, Budget* budget);
   void CommitSequence(Sequence* sequence, const SequenceStep& step, const StepOutput& output);
+  void Publish(Sequence* sequence);
   void Remove(Sequence* sequence);
 
   const SchedulerOptions options_;

@@ -13,9 +13,9 @@ namespace marcoro {
 struct Sequence {
   explicit Sequence(BlockPool* pool) : blocks(pool) {}
 
-  // Positions that are to be computed with the tokens known now. A sequence that generates nothing
-  // stops before its last token, which predicts nothing that is asked for (but computes at least
-  // one).
+  // Positions that are to be computed with the tokens sampled by now. A sequence that generates
+  // nothing stops before its last token, which predicts nothing that is asked for (but computes at
+  // least one).
   int32_t target() const {
     const auto known = static_cast<int32_t>(tokens.size());
     if (max_tokens > 0) return known;
@@ -31,6 +31,14 @@ struct Sequence {
   }
   // Otherwise it waits. Only running sequences hold blocks.
   bool running() const { return blocks.size() > 0; }
+  // Of tokens, those that are not late.
+  int32_t known_tokens() const { return static_cast<int32_t>(tokens.size()) - late_tokens; }
+  // All that it asked for is computed, and is to be looked at before it is finished: there is
+  // nothing left to schedule.
+  bool awaits_end() const {
+    if (max_tokens == 0) return computed >= target();
+    return late_tokens > 0 && generated_tokens() >= max_tokens;
+  }
   int32_t generated_tokens() const { return static_cast<int32_t>(tokens.size()) - prompt_tokens; }
 
   SequenceId id = 0;
@@ -40,8 +48,9 @@ struct Sequence {
   uint64_t cache_salt = 0;
   bool wants_prompt_logits = false;
 
-  std::vector<TokenId> tokens;  // prompt, then generated
+  std::vector<TokenId> tokens;  // prompt, then generated, the late ones included
   int32_t prompt_tokens = 0;
+  int32_t late_tokens = 0;         // the last so many of tokens are kLateToken: not known yet
   int32_t max_tokens = 0;          // to generate; 0: none
   int32_t computed = 0;            // positions [0, computed) are in the KV cache
   int32_t published_blocks = 0;    // the first so many blocks are in the prefix cache

@@ -23,11 +23,23 @@ struct SequenceStep {
                             // (sampling) or more (prompt logprobs)
 };
 
+// What stands for a token that has been sampled but is not yet known on the host.
+inline constexpr TokenId kLateToken = -1;
+
+// A token of a step that only the device knows: the one that it sampled last for the sequence.
+struct LateEntry {
+  int32_t index = 0;  // in StepPlan::tokens, where a 0 stands for it
+  SequenceId id = 0;
+};
+
 struct StepPlan {
   std::vector<SequenceStep> sequences;
   std::vector<TokenId> tokens;          // Σ token_count
   std::vector<BlockId> blocks;          // Σ block_count
   std::vector<BlockId> blocks_to_zero;  // filled with zeros before the step
+  // Not for groups of several ranks: rank 0's device alone has sampled, and peers would need the
+  // ids on theirs before they begin.
+  std::vector<LateEntry> late;
 
   bool empty() const { return sequences.empty() && blocks_to_zero.empty(); }
   void Clear() {
@@ -35,6 +47,7 @@ struct StepPlan {
     tokens.clear();
     blocks.clear();
     blocks_to_zero.clear();
+    late.clear();
   }
 };
 

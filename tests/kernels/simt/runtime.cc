@@ -103,4 +103,9 @@ absl::Status Synchronize(Stream stream) {
   return simt::CheckNotCaptured(stream, "waiting for the stream");
 }
 
+absl::StatusOr<Event> CreateEvent() { return Event(); }
+void DestroyEvent(Event) {}
+void MarkEvent(Stream, Event) {}
+absl::Status WaitForEvent(Event) { return absl::OkStatus(); }
+
 }  // namespace marcoro::cuda

@@ -56,6 +56,7 @@ class SlowExecutor final : public StepExecutor {
     absl::SleepFor(delay_);
     return executor_.Execute(plan);
   }
+  bool takes_late_tokens() const override { return executor_.takes_late_tokens(); }
   absl::Status Heartbeat() override { return executor_.Heartbeat(); }
 
  private:
@@ -88,6 +89,11 @@ Completion Collector::Await(uint64_t client_id) {
   if (!mutex_.AwaitWithTimeout(absl::Condition(&ended), kLongestWait)) {
     CheckOk(absl::DeadlineExceededError(absl::StrCat("request ", client_id, " did not end")));
   }
+  return completions_[client_id];
+}
+
+Completion Collector::Now(uint64_t client_id) {
+  absl::MutexLock lock(&mutex_);
   return completions_[client_id];
 }
 
@@ -147,7 +153,9 @@ void TestGroup::RunRank(int rank) {
 
   GroupExecutor group_executor(broadcast, *transformer, watchdog);
   SlowExecutor executor(group_executor, options_.step_delay);
-  Engine engine({.scheduler = scheduler}, *backend, executor);
+  Engine engine(
+      {.scheduler = scheduler, .vocabulary = options_.device_sampling ? config.vocabulary_size : 0},
+      *backend, executor);
   {
     absl::MutexLock lock(&mutex_);
     vocabulary_size_ = config.vocabulary_size;

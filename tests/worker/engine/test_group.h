@@ -42,6 +42,8 @@ class Collector final : public OutputSink {
 
   // Waits for the request's end; aborts the test program after three minutes.
   Completion Await(uint64_t client_id);
+  // What has come so far.
+  Completion Now(uint64_t client_id);
   // Waits until the request has at least that many tokens or has ended.
   void AwaitTokens(uint64_t client_id, size_t count);
 
@@ -57,6 +59,7 @@ struct TestGroupOptions {
   DType linear = DType::kF8E4M3;
   // Added to every step, so that a tiny model is as slow as a test needs it.
   absl::Duration step_delay = absl::ZeroDuration();
+  bool device_sampling = true;  // where the backend has a sampler of its own
   SchedulerOptions scheduler = {.kv_blocks = 512, .context_length = 512};
 };
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace marcoro {
 namespace {
@@ -34,8 +35,9 @@ SchedulerOptions Simulation::RandomOptions(std::mt19937_64& random) {
   return options;
 }
 
-Simulation::Simulation(uint64_t seed)
-    : random_(seed),
+Simulation::Simulation(uint64_t seed, bool late_tokens)
+    : late_tokens_(late_tokens),
+      random_(seed),
       options_(RandomOptions(random_)),
       scheduler_(options_),
       cache_(options_.kv_blocks) {
@@ -75,11 +77,13 @@ SimulationTotals Simulation::Run(int32_t steps) {
   // nobody takes it away.
   int64_t bound = 2;
   for (const auto& [id, sequence] : sequences_) bound += FinalPositions(sequence.request) + 1;
+  if (late_tokens_) bound *= 2;  // some are empty, and wait for the one before
   for (; bound > 0 && !sequences_.empty() && !::testing::Test::HasFailure(); --bound) {
     now_ += absl::Milliseconds(1);
     RunStep(/*faults=*/false);
   }
   if (::testing::Test::HasFailure()) return totals_;
+  EndLateStep(/*faults=*/false);
   EXPECT_TRUE(sequences_.empty()) << sequences_.size() << " sequences do not end";
   EXPECT_TRUE(scheduler_.idle());
   const SchedulerCounters counters = scheduler_.counters();
@@ -167,7 +171,9 @@ void Simulation::RunStep(bool faults) {
   ++totals_.steps;
   Digest(plan);
   CheckExpired();
+  if (plan.empty() && late_step_.has_value()) return EndLateStep(faults);
   CheckTotals(plan);
+  CheckLateTokens(plan);
   CheckZeroing(plan);
   if (::testing::Test::HasFailure()) return;
   CheckOrder(plan);
@@ -186,34 +192,100 @@ void Simulation::RunStep(bool faults) {
 }
 
 void Simulation::EndStep(const StepPlan& plan, bool faults) {
-  const std::vector<SequenceStep> steps = plan.sequences;
-  const std::vector<StepOutput> outputs(scheduler_.outputs().begin(), scheduler_.outputs().end());
-  std::vector<SampledToken> sampled;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    ModelSequence& sequence = sequences_.at(steps[i].id);
-    if (faults && steps[i].logit_rows > 0 && Chance(0.003)) {
-      Poison(steps[i].id);
-      continue;
+  StepUnderWay step = Sample(plan);
+  // A step whose logits the host looks at is committed after that.
+  const bool is_looked_at =
+      std::any_of(step.outputs.begin(), step.outputs.end(),
+                  [](const StepOutput& output) { return output.prompt_rows > 0; });
+  const bool late = late_tokens_ && !is_looked_at && Chance(0.8);
+  if (late) CommitLate(step);
+  EndLateStep(faults);
+  if (!late) return Complete(step, /*late=*/false, faults);
+  late_step_ = std::move(step);
+}
+
+Simulation::StepUnderWay Simulation::Sample(const StepPlan& plan) {
+  StepUnderWay step;
+  step.sequences = plan.sequences;
+  step.outputs.assign(scheduler_.outputs().begin(), scheduler_.outputs().end());
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    const SequenceId id = step.sequences[i].id;
+    ModelSequence& sequence = sequences_.at(id);
+    if (step.outputs[i].samples) {
+      // A function of all that came before, as a model's answer is.
+      const auto token = static_cast<TokenId>(Mix(sequence.fingerprints.back(), 5) % kVocabulary);
+      Append(&sequence, token);
+      step.tokens.push_back({id, token});
     }
-    if (!outputs[i].samples) continue;
-    // A function of all that came before, as a model's answer is.
-    const auto token = static_cast<TokenId>(Mix(sequence.fingerprints.back(), 5) % kVocabulary);
-    Append(&sequence, token);
-    sampled.push_back({steps[i].id, token});
+    step.generated.push_back(
+        static_cast<int32_t>(sequence.tokens.size() - sequence.request.prompt_ids.size()));
+  }
+  return step;
+}
+
+void Simulation::CommitLate(const StepUnderWay& step) {
+  std::vector<SampledToken> late;
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    const SequenceId id = step.sequences[i].id;
+    ModelSequence& sequence = sequences_.at(id);
+    if (step.outputs[i].samples) {
+      late.push_back({id, kLateToken});
+      ++sequence.late_tokens;
+      ++totals_.late_tokens;
+    }
+    sequence.awaits_end =
+        step.outputs[i].completes ||
+        (step.outputs[i].samples && step.generated[i] == sequence.request.max_tokens);
+  }
+  scheduler_.Commit(late);
+}
+
+void Simulation::EndLateStep(bool faults) {
+  if (!late_step_.has_value()) return;
+  Complete(*std::exchange(late_step_, std::nullopt), /*late=*/true, faults);
+}
+
+void Simulation::Complete(const StepUnderWay& step, bool late, bool faults) {
+  for (const SequenceStep& entry : step.sequences) {
+    if (faults && entry.logit_rows > 0 && sequences_.contains(entry.id) && Chance(0.003)) {
+      Poison(entry.id);
+    }
   }
   if (faults) CancelSome(0.001);
+  std::vector<SampledToken> sampled = step.tokens;
   std::shuffle(sampled.begin(), sampled.end(), random_);
-  scheduler_.Commit(sampled);
-  for (size_t i = 0; i < steps.size(); ++i) {
-    const auto it = sequences_.find(steps[i].id);
+  if (late) {
+    scheduler_.Resolve(sampled);
+  } else {
+    scheduler_.Commit(sampled);
+  }
+  for (const SampledToken& token : sampled) {
+    const auto it = sequences_.find(token.id);
+    if (it == sequences_.end()) {
+      ++totals_.wasted;
+    } else if (late) {
+      --it->second.late_tokens;
+    }
+  }
+  FinishEnded(step);
+}
+
+void Simulation::FinishEnded(const StepUnderWay& step) {
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    const SequenceId id = step.sequences[i].id;
+    const auto it = sequences_.find(id);
     if (it == sequences_.end()) continue;
     const ModelSequence& sequence = it->second;
-    const auto generated =
-        static_cast<int32_t>(sequence.tokens.size() - sequence.request.prompt_ids.size());
-    if (!outputs[i].completes && (!outputs[i].samples || generated < sequence.stop_after)) continue;
-    EXPECT_EQ(scheduler_.Find(steps[i].id)->tokens, sequence.tokens);
-    EXPECT_TRUE(scheduler_.Finish(steps[i].id));
-    Erase(steps[i].id);
+    const StepOutput& output = step.outputs[i];
+    const bool stops = output.samples && step.generated[i] >= sequence.stop_after;
+    if (!output.completes && !stops) continue;
+    const Sequence* found = scheduler_.Find(id);
+    const auto known = found->tokens.begin() + found->known_tokens();
+    EXPECT_EQ(found->known_tokens(),
+              static_cast<int32_t>(sequence.request.prompt_ids.size()) + step.generated[i]);
+    EXPECT_TRUE(std::equal(found->tokens.begin(), known, sequence.tokens.begin()));
+    EXPECT_TRUE(scheduler_.Finish(id));
+    Erase(id);
     ++totals_.finished;
   }
 }
@@ -222,7 +294,9 @@ void Simulation::Poison(SequenceId id) {
   for (const BlockId block : sequences_.at(id).blocks) {
     std::set<SequenceId>& readers = poisoned_[block];
     for (const auto& [other, sequence] : sequences_) {
-      const bool holds = std::count(sequence.blocks.begin(), sequence.blocks.end(), block) > 0;
+      // As of now: a block of its last plan may have been exchanged for this one since.
+      const absl::Span<const BlockId> held = scheduler_.Find(other)->blocks.blocks();
+      const bool holds = std::count(held.begin(), held.end(), block) > 0;
       if (other != id && sequence.running && holds) readers.insert(other);
     }
   }

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
@@ -30,6 +31,8 @@ struct SimulationTotals {
   uint64_t shared_blocks = 0;
   uint64_t zeroed_blocks = 0;
   uint64_t prompt_rows = 0;
+  uint64_t late_tokens = 0;
+  uint64_t wasted = 0;  // tokens sampled for sequences that had ended
   uint64_t digest = 0;  // of all plans
 };
 
@@ -41,7 +44,8 @@ inline int32_t FinalPositions(const NewSequence& request) {
 
 class Simulation {
  public:
-  explicit Simulation(uint64_t seed);
+  // With late tokens most steps are committed before their tokens are known.
+  explicit Simulation(uint64_t seed, bool late_tokens = false);
 
   // Random requests, cancellations and NaNs for `steps` steps, then until everything has ended.
   // Violations are GoogleTest failures; the run stops at the first.
@@ -54,7 +58,7 @@ class Simulation {
   struct ModelSequence {
     NewSequence request;
     uint64_t arrival = 0;
-    std::vector<TokenId> tokens;
+    std::vector<TokenId> tokens;            // those that are late, too: the device knows them
     std::vector<Fingerprint> fingerprints;  // of tokens [0, i] and the salt
     int32_t computed = 0;
     bool begun = false;
@@ -62,6 +66,14 @@ class Simulation {
     int32_t next_prompt_token = 1;  // whose logits are due next
     int32_t stop_after = 0;         // generated tokens
     std::vector<BlockId> blocks;    // in the last plan
+    int32_t late_tokens = 0;        // that the scheduler does not know yet
+    bool awaits_end = false;        // with what it has not been told yet
+  };
+  struct StepUnderWay {
+    std::vector<SequenceStep> sequences;
+    std::vector<StepOutput> outputs;
+    std::vector<SampledToken> tokens;
+    std::vector<int32_t> generated;  // by each sequence, after the step
   };
 
   int32_t Random(int32_t low, int32_t high);
@@ -77,6 +89,8 @@ class Simulation {
 
   void CheckExpired();
   void CheckTotals(const StepPlan& plan);
+  void CheckLateTokens(const StepPlan& plan);
+  int32_t CountThatAwaitTheirEnd() const;
   void CheckZeroing(const StepPlan& plan);
   void CheckOrder(const StepPlan& plan);
   void CheckNobodyWaitsWithoutReason(const StepPlan& plan);
@@ -85,11 +99,17 @@ class Simulation {
   void CheckRows(const ModelSequence& sequence, const SequenceStep& step, const StepOutput& output);
   void WriteAndRead(const StepPlan& plan);
   void EndStep(const StepPlan& plan, bool faults);
+  StepUnderWay Sample(const StepPlan& plan);
+  void CommitLate(const StepUnderWay& step);
+  void EndLateStep(bool faults);
+  void Complete(const StepUnderWay& step, bool late, bool faults);
+  void FinishEnded(const StepUnderWay& step);
   void Append(ModelSequence* sequence, TokenId token);
   void Poison(SequenceId id);
   void Erase(SequenceId id);
   void Digest(const StepPlan& plan);
 
+  const bool late_tokens_;
   std::mt19937_64 random_;
   const SchedulerOptions options_;
   Scheduler scheduler_;
@@ -100,6 +120,7 @@ class Simulation {
   std::map<BlockId, std::set<SequenceId>>
       poisoned_;               // blocks to be zeroed, and who may still read them
   double long_answers_ = 0.2;  // how many answers are; many of them make blocks run out
+  std::optional<StepUnderWay> late_step_;
   SequenceId last_id_ = 0;
   SimulationTotals totals_;
 };

@@ -55,7 +55,8 @@ void Simulation::CheckTotals(const StepPlan& plan) {
   EXPECT_LE(tokens, options_.max_tokens_per_step);
   EXPECT_LE(rows, options_.max_logit_rows_per_step);
   EXPECT_LE(plan.sequences.size(), options_.max_sequences_per_step);
-  EXPECT_EQ(scheduler_.counters().running, plan.sequences.size()) << "all that run move on";
+  EXPECT_EQ(scheduler_.counters().running, plan.sequences.size() + CountThatAwaitTheirEnd())
+      << "all that run move on";
   EXPECT_EQ(scheduler_.counters().running + scheduler_.counters().waiting, sequences_.size());
   for (const BlockId block : plan.blocks) {
     ASSERT_GE(block, 0);
@@ -64,6 +65,24 @@ void Simulation::CheckTotals(const StepPlan& plan) {
   const std::set<BlockId> used(plan.blocks.begin(), plan.blocks.end());
   EXPECT_GE(scheduler_.counters().kv_blocks_used, used.size());
   totals_.shared_blocks += plan.blocks.size() - used.size();
+}
+
+int32_t Simulation::CountThatAwaitTheirEnd() const {
+  return static_cast<int32_t>(
+      std::count_if(sequences_.begin(), sequences_.end(),
+                    [](const auto& entry) { return entry.second.awaits_end; }));
+}
+
+// The last token of a sequence, and only if it is late.
+void Simulation::CheckLateTokens(const StepPlan& plan) {
+  std::vector<std::pair<int32_t, SequenceId>> expected, found;
+  int32_t end = 0;
+  for (const SequenceStep& step : plan.sequences) {
+    end += step.token_count;
+    if (sequences_.at(step.id).late_tokens > 0) expected.emplace_back(end - 1, step.id);
+  }
+  for (const LateEntry& late : plan.late) found.emplace_back(late.index, late.id);
+  EXPECT_EQ(found, expected);
 }
 
 void Simulation::CheckZeroing(const StepPlan& plan) {
@@ -98,7 +117,7 @@ void Simulation::CheckOrder(const StepPlan& plan) {
   for (const SequenceStep& step : plan.sequences) planned.insert(step.id);
   std::vector<const ModelSequence*> admitted, left_waiting, kept, preempted;
   for (auto& [id, sequence] : sequences_) {
-    const bool runs = planned.contains(id);
+    const bool runs = planned.contains(id) || sequence.awaits_end;
     (sequence.running ? (runs ? kept : preempted) : (runs ? admitted : left_waiting))
         .push_back(&sequence);
   }
@@ -118,7 +137,7 @@ void Simulation::CheckOrder(const StepPlan& plan) {
     EXPECT_TRUE(admitted.empty());
   }
   for (auto& [id, sequence] : sequences_) {
-    if (sequence.running && !planned.contains(id)) {
+    if (sequence.running && !planned.contains(id) && !sequence.awaits_end) {
       sequence.running = false;
       sequence.computed = 0;
       sequence.blocks.clear();
@@ -131,11 +150,12 @@ void Simulation::CheckOrder(const StepPlan& plan) {
 // the step has room for one more, nobody waits.
 void Simulation::CheckNobodyWaitsWithoutReason(const StepPlan& plan) {
   const ModelSequence* first = nullptr;
-  int32_t blocks = static_cast<int32_t>(plan.sequences.size());  // kept spare
+  const int32_t running = static_cast<int32_t>(plan.sequences.size()) + CountThatAwaitTheirEnd();
+  int32_t blocks = running;  // kept spare
   std::set<SequenceId> planned;
   for (const SequenceStep& step : plan.sequences) planned.insert(step.id);
   for (const auto& [id, sequence] : sequences_) {
-    if (planned.contains(id)) {
+    if (planned.contains(id) || sequence.awaits_end) {
       blocks += BlocksFor(FinalPositions(sequence.request));
     } else if (first == nullptr || ServedFirst(sequence, *first)) {
       first = &sequence;
@@ -148,11 +168,11 @@ void Simulation::CheckNobodyWaitsWithoutReason(const StepPlan& plan) {
   const int32_t most_sequences =
       std::min({options_.max_sequences_per_step, options_.max_tokens_per_step,
                 options_.max_logit_rows_per_step});
-  const bool room = static_cast<int32_t>(plan.sequences.size()) < most_sequences &&
+  const bool room = running < most_sequences &&
                     static_cast<int32_t>(plan.tokens.size()) < options_.max_tokens_per_step &&
                     rows < options_.max_logit_rows_per_step;
   EXPECT_FALSE(room && blocks <= options_.kv_blocks) << first->request.id << " waits for nothing";
-  EXPECT_FALSE(plan.sequences.empty()) << "some wait and nobody runs";
+  EXPECT_GT(running, 0) << "some wait and nobody runs";
 }
 
 void Simulation::CheckEntry(const SequenceStep& step, const StepOutput& output,
@@ -174,8 +194,13 @@ void Simulation::CheckEntry(const SequenceStep& step, const StepOutput& output,
   }
   const int32_t end = step.position + step.token_count;
   ASSERT_LE(end, sequence.tokens.size());
-  EXPECT_TRUE(
-      std::equal(tokens, tokens + step.token_count, sequence.tokens.begin() + step.position));
+  const int32_t known = step.token_count - (sequence.late_tokens > 0 ? 1 : 0);
+  EXPECT_TRUE(std::equal(tokens, tokens + known, sequence.tokens.begin() + step.position));
+  if (sequence.late_tokens > 0) {
+    EXPECT_EQ(sequence.late_tokens, 1);
+    EXPECT_EQ(end, sequence.tokens.size()) << "a late token is the last one";
+    EXPECT_EQ(tokens[known], 0);
+  }
   CheckRows(sequence, step, output);
 
   sequence.next_prompt_token += output.prompt_rows;
