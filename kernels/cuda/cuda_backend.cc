@@ -188,6 +188,7 @@ size_t SummaryBytes(int64_t rows) { return static_cast<size_t>(rows) * sizeof(Lo
 
 // A sampler is made later: there is room for it too, of which each row is a sequence's.
 size_t SamplerBytes(const StepLimits& limits) {
+  if (limits.vocabulary > kMostTokensToSample) return 0;
   const auto rows = static_cast<int32_t>(limits.logit_rows);
   return DeviceSampler::Bytes({.slots = rows, .rows = rows, .vocabulary = limits.vocabulary});
 }

@@ -297,8 +297,13 @@ TEST_P(DeviceSamplingTest, GivesEveryRequestWhatTheProcessorGivesIt) {
         continue;
       }
       ASSERT_EQ(other.tokens, completion.tokens);
-      ASSERT_TRUE(other == completion) << "log-probabilities or the end differ";
+      ASSERT_EQ(other.logprobs, completion.logprobs);
+      ASSERT_EQ(other.end, completion.end);
+      ASSERT_EQ(other.error, completion.error);
       ASSERT_EQ(other.detail, completion.detail);
+      // How much of a prompt was told before a failure depends on how it was cut into chunks.
+      if (completion.end == EndReason::kError) continue;
+      ASSERT_EQ(other.prompt_logprobs, completion.prompt_logprobs);
     }
     const EngineSnapshot snapshot = life.snapshot();
     EXPECT_EQ(snapshot.scheduler.kv_blocks_used, 0);
