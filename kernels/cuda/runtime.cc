@@ -187,11 +187,6 @@ void Fill(Stream stream, void* device, int byte, size_t bytes) {
   cudaMemsetAsync(device, byte, bytes, stream);
 }
 
-absl::Status CheckQueued() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? absl::OkStatus() : ErrorStatus(error);
-}
-
 absl::Status Synchronize(Stream stream) {
   // An earlier call's failure (a launch that was refused, say) does not show in the stream.
   const cudaError_t before = cudaGetLastError();
@@ -200,5 +195,12 @@ absl::Status Synchronize(Stream stream) {
   if (waited != cudaSuccess) return ErrorStatus(waited);
   return absl::OkStatus();
 }
+
+absl::Status CheckQueued() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? absl::OkStatus() : ErrorStatus(error);
+}
+
+void* NativeStream(Stream stream) { return stream; }
 
 }  // namespace marcoro::cuda

@@ -81,13 +81,15 @@ void Fill(Stream, void* device, int byte, size_t bytes) {
   if (bytes > 0) std::memset(device, byte, bytes);
 }
 
-absl::Status CheckQueued() { return absl::OkStatus(); }
-
 absl::Status Synchronize(Stream) {
   const simt::FailingCopies* failing = simt::FailingCopies::current();
   if (failing != nullptr && failing->failed())
     return absl::InternalError("the emulated device is lost");
   return absl::OkStatus();
 }
+
+absl::Status CheckQueued() { return absl::OkStatus(); }
+
+void* NativeStream(Stream) { return nullptr; }
 
 }  // namespace marcoro::cuda

@@ -47,10 +47,8 @@ namespace marcoro::simt {
 
 using SourceLocation = std::source_location;
 
-// Order is the call order: there is nothing to wait for. As a pointer, where CUDA's is one: null.
-struct Stream {
-  operator void*() const { return nullptr; }
-};
+// Order is the call order: there is nothing to wait for.
+struct Stream {};
 
 struct LaunchShape {
   int grid_x = 1;
