@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "coordinator/admission/admission.h"
 #include "coordinator/api/metrics.h"
 #include "coordinator/api/served_model.h"
@@ -141,7 +142,8 @@ void PrintInstead(FlagTable::Print print, const FlagTable& flags) {
 }
 
 int Fail(const absl::Status& status, int exit_code) {
-  std::cerr << "marcoro-coordinator: " << status.message() << "\n";
+  // In one piece: others write to the same place.
+  std::cerr << absl::StrCat("marcoro-coordinator: ", status.message(), "\n");
   return exit_code;
 }
 

@@ -118,8 +118,9 @@ absl::Status OpenRecipe(const WorkerConfig& config, OpenedModel& model) {
   return absl::OkStatus();
 }
 
-// The files: what the model is, where its weights come from, and what tells them from others.
-absl::Status OpenSource(const WorkerConfig& config, OpenedModel& model, std::string* identity) {
+// The files: what the model is and where its weights come from. Returns what tells these weights
+// from others.
+absl::StatusOr<std::string> OpenFiles(const WorkerConfig& config, OpenedModel& model) {
   absl::Status opened =
       IsRecipe(config.model) ? OpenRecipe(config, model) : OpenCheckpoint(config, model);
   if (!opened.ok()) return opened;
@@ -128,18 +129,14 @@ absl::Status OpenSource(const WorkerConfig& config, OpenedModel& model, std::str
   if (config.load_format == "random") {
     model.source = std::make_unique<RandomSource>(model.config, config.random_seed);
   }
-  auto weights = WeightsIdentity(*model.source, model.config);
-  if (!weights.ok()) return weights.status();
-  *identity = *std::move(weights);
-  return absl::OkStatus();
+  return WeightsIdentity(*model.source, model.config);
 }
 
 absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
   OpenedModel model;
-  std::string identity;
-  absl::Status opened;
+  absl::StatusOr<std::string> identity = absl::UnknownError("the files are not open yet");
   // Beside the backend: a driver takes long to open a GPU, which then is this thread's.
-  std::thread files([&] { opened = OpenSource(config, model, &identity); });
+  std::thread files([&] { identity = OpenFiles(config, model); });
   auto backend = CreateBackend({.name = config.backend,
                                 .threads = ThreadsPerRank(config),
                                 .activations = config.activation_dtype(),
@@ -147,13 +144,13 @@ absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
                                 .rank = config.rank,
                                 .cuda_graphs = config.cuda_graphs});
   files.join();
-  if (!opened.ok()) return opened;
+  if (!identity.ok()) return identity.status();
   if (!backend.ok()) return backend.status();
   model.backend = *std::move(backend);
   spdlog::info("backend {}", model.backend->Description());
 
   model.fingerprint =
-      NumericsFingerprint(identity, {config.weights, std::string(model.backend->name())});
+      NumericsFingerprint(*identity, {config.weights, std::string(model.backend->name())});
   model.bounds.tokens = config.max_step_tokens;
   model.bounds.logit_rows = std::min(config.max_logit_rows, config.max_step_tokens);
   model.bounds.context_length = std::min(config.context_length, model.config.max_positions);

@@ -56,7 +56,7 @@ class CudaBackend final : public Backend, private StepHost {
   DType activation_dtype() const override { return DType::kBF16; }
   int threads() const override { return pool_.size(); }
   bool host_memory() const override { return false; }
-  void* stream() const override { return stream_; }
+  void* stream() const override { return NativeStream(stream_); }
   void ParallelFor(int64_t count, const std::function<void(int64_t)>& body) override {
     pool_.Run(count, body);
   }

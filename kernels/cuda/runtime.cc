@@ -195,11 +195,6 @@ void Fill(Stream stream, void* device, int byte, size_t bytes) {
   cudaMemsetAsync(device, byte, bytes, stream);
 }
 
-absl::Status CheckQueued() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? absl::OkStatus() : ErrorStatus(error);
-}
-
 absl::StatusOr<Event> CreateEvent() {
   Event event = nullptr;
   const cudaError_t error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
@@ -219,5 +214,12 @@ absl::Status Synchronize(Stream stream) {
   const cudaError_t before = cudaGetLastError();
   return FirstFailure(before, cudaStreamSynchronize(stream));
 }
+
+absl::Status CheckQueued() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? absl::OkStatus() : ErrorStatus(error);
+}
+
+void* NativeStream(Stream stream) { return stream; }
 
 }  // namespace marcoro::cuda

@@ -58,10 +58,6 @@ void CopyRowsOnDevice(Stream stream, void* to, size_t to_stride, const void* fro
 // Every byte becomes `byte`.
 void Fill(Stream stream, void* device, int byte, size_t bytes);
 
-// Whether the runtime took what this thread asked it to queue since the last such call or
-// Synchronize. Waits for nothing. Errors as of Synchronize.
-absl::Status CheckQueued();
-
 // A place in a stream. Events are made once and marked again and again.
 #ifdef MARCORO_SIMT
 struct Event {};
@@ -79,5 +75,12 @@ absl::Status WaitForEvent(Event event);
 // Waits until all that was queued has happened. INTERNAL if something of it failed, with the
 // error's name and what it means.
 absl::Status Synchronize(Stream stream);
+
+// Whether the runtime took what this thread asked it to queue since the last such call or
+// Synchronize. Waits for nothing. Errors as of Synchronize.
+absl::Status CheckQueued();
+
+// The cudaStream_t; null in the emulator.
+void* NativeStream(Stream stream);
 
 }  // namespace marcoro::cuda

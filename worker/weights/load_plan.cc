@@ -115,21 +115,6 @@ bool IsReadable(const TensorSource& source, const TensorInfo& tensor) {
   return dtype == "BF16" || dtype == "F16" || dtype == "F32";
 }
 
-std::vector<ChunkPart> PartsOf(const LoadJob& job, int64_t first, int64_t count) {
-  std::vector<ChunkPart> parts;
-  int64_t range_begin = 0;  // the destination row at which the range begins
-  for (const RowRange& range : job.ranges) {
-    const int64_t begin = std::max(first, range_begin);
-    const int64_t end = std::min(first + count, range_begin + range.rows);
-    if (begin < end) {
-      parts.push_back(
-          {{range.tensor, range.first_row + begin - range_begin, end - begin}, begin - first});
-    }
-    range_begin += range.rows;
-  }
-  return parts;
-}
-
 absl::Status CheckTensors(const TensorSource& source, const ModelConfig& config,
                           std::vector<std::string>* unused) {
   absl::flat_hash_set<std::string> expected_names;
@@ -182,6 +167,21 @@ std::vector<LoadJob> PlanJobs(const TensorSource& source, const ModelConfig& con
   planner.LogitShard(config.tied_embeddings ? kEmbeddingName : kLmHeadName, config.vocabulary_size,
                      parameters.lm_head);
   return jobs;
+}
+
+std::vector<ChunkPart> PartsOf(const LoadJob& job, int64_t first, int64_t count) {
+  std::vector<ChunkPart> parts;
+  int64_t range_begin = 0;  // the destination row at which the range begins
+  for (const RowRange& range : job.ranges) {
+    const int64_t begin = std::max(first, range_begin);
+    const int64_t end = std::min(first + count, range_begin + range.rows);
+    if (begin < end) {
+      parts.push_back(
+          {{range.tensor, range.first_row + begin - range_begin, end - begin}, begin - first});
+    }
+    range_begin += range.rows;
+  }
+  return parts;
 }
 
 }  // namespace marcoro

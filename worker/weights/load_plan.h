@@ -41,16 +41,6 @@ struct LoadJob {
 // Whether ReadRows can read the tensor: BF16, F16, F32, or FP8 codes that have scales.
 bool IsReadable(const TensorSource& source, const TensorInfo& tensor);
 
-// Rows of a stored tensor that become rows of a chunk, from its row first_row on.
-struct ChunkPart {
-  RowRange range;
-  int64_t first_row = 0;
-};
-
-// What the destination's rows [first, first + count) are made of, in order. Rows behind the last
-// part are zero.
-std::vector<ChunkPart> PartsOf(const LoadJob& job, int64_t first, int64_t count);
-
 // Checks that the source has every tensor of the model in its right shape and a readable type, and
 // no bias. What else it has is named in *unused, but for the scales of quantized linear weights and
 // of their inputs. INVALID_ARGUMENT, naming origin and tensor, otherwise.
@@ -65,5 +55,15 @@ std::vector<LayerDTypes> PlanLinearDTypes(const TensorSource& source, const Mode
 // Jobs for everything but the norms, in the order of use. The source has passed CheckTensors.
 std::vector<LoadJob> PlanJobs(const TensorSource& source, const ModelConfig& config,
                               const Shard& shard, const ModelParameters& parameters);
+
+// Rows of a stored tensor that become rows of a chunk, from its row first_row on.
+struct ChunkPart {
+  RowRange range;
+  int64_t first_row = 0;
+};
+
+// What the destination's rows [first, first + count) are made of, in order. Rows behind the last
+// part are zero.
+std::vector<ChunkPart> PartsOf(const LoadJob& job, int64_t first, int64_t count);
 
 }  // namespace marcoro

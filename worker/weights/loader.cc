@@ -73,8 +73,7 @@ uint64_t TensorBytes(const LoadJob& job) {
 // Which of n equal parts a rank does first.
 int64_t BeginOf(int64_t n, const Shard& shard) { return n * shard.rank / shard.world_size; }
 
-// The type that all of a job's rows are stored as, if the backend can make of it what the job asks
-// for.
+// The type that all of a job's rows are stored as; nothing where they differ or are computed.
 std::optional<DType> StoredTypeOf(const TensorSource& source, const LoadJob& job) {
   std::optional<DType> stored;
   for (const RowRange& range : job.ranges) {

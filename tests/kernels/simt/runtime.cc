@@ -93,8 +93,6 @@ void Fill(Stream stream, void* device, int byte, size_t bytes) {
   simt::Queue(stream, [=] { std::memset(device, byte, bytes); });
 }
 
-absl::Status CheckQueued() { return absl::OkStatus(); }
-
 absl::Status Synchronize(Stream stream) {
   const simt::FailingCopies* failing = simt::FailingCopies::current();
   if (failing != nullptr && failing->failed()) {
@@ -102,6 +100,10 @@ absl::Status Synchronize(Stream stream) {
   }
   return simt::CheckNotCaptured(stream, "waiting for the stream");
 }
+
+absl::Status CheckQueued() { return absl::OkStatus(); }
+
+void* NativeStream(Stream) { return nullptr; }
 
 absl::StatusOr<Event> CreateEvent() { return Event(); }
 void DestroyEvent(Event) {}

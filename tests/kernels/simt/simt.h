@@ -60,11 +60,8 @@ struct StreamState {
 };
 
 // Order is the call order: there is nothing to wait for. One without a state cannot be captured.
-// As a pointer, where CUDA's is one: null.
 struct Stream {
   StreamState* state = nullptr;
-
-  operator void*() const { return nullptr; }
 };
 
 // Runs the work, or records it while the stream is captured.
