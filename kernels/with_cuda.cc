@@ -11,7 +11,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const BackendOptions&
     if (!count.ok()) return count.status();
     device = options.rank % *count;
   }
-  return cuda::MakeCudaBackend(device, options.threads);
+  return cuda::MakeCudaBackend(device, options.threads, options.activations);
 }
 
 }  // namespace marcoro

@@ -55,6 +55,7 @@ struct TestGroupOptions {
   std::string backend = "auto";      // or "cuda": on a GPU or in the emulator
   int world_size = 1;
   DType linear = DType::kF8E4M3;
+  DType activations = DType::kBF16;
   // Added to every step, so that a tiny model is as slow as a test needs it.
   absl::Duration step_delay = absl::ZeroDuration();
   SchedulerOptions scheduler = {.kv_blocks = 512, .context_length = 512};
