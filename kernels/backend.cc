@@ -26,8 +26,8 @@ absl::StatusOr<BackendChoice> ChooseBackend(const BackendOptions& options,
     return absl::InvalidArgumentError(
         absl::StrCat("unknown backend '", name, "': one of auto, avx512, avx2, reference, cuda"));
   }
-  if (options.activations != DType::kBF16 && options.activations != DType::kF32) {
-    return absl::InvalidArgumentError("activations must be bfloat16 or float32");
+  if (options.activations == DType::kF16) {
+    return absl::InvalidArgumentError("activations must be bfloat16, float32 or E4M3");
   }
   if (options.activations == DType::kF32 && name != "reference") {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -56,9 +56,10 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const BackendOptions& opt
   if (!choice.ok()) return choice.status();
   switch (*choice) {
     case BackendChoice::kAvx512:
-      return cpu::MakeCpuBackend(cpu::InstructionSet::kAvx512, options.threads);
+      return cpu::MakeCpuBackend(cpu::InstructionSet::kAvx512, options.threads,
+                                 options.activations);
     case BackendChoice::kAvx2:
-      return cpu::MakeCpuBackend(cpu::InstructionSet::kAvx2, options.threads);
+      return cpu::MakeCpuBackend(cpu::InstructionSet::kAvx2, options.threads, options.activations);
     case BackendChoice::kCuda:
       return CreateCudaBackend(options);
     case BackendChoice::kReference:

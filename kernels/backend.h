@@ -92,6 +92,17 @@ struct PackedWeight {
   float* scales = nullptr;  // (rows) for kF8E4M3, otherwise null
 };
 
+// Inputs of a product whose weights are E4M3, in E4M3 as well (activations = kF8E4M3). Every token
+// has a scale for each of the product's segments: its own largest magnitude there / 448, in float32
+// (1 where all is zero). Codes are x / scale, divided in float32 and rounded to nearest even. A
+// scale of a whole row would need the maximum over all ranks; segments never straddle ranks, so
+// that their scales, and with them the bits, are the same for every tensor-parallel degree. A
+// segment that holds a NaN or an infinity has the scale NaN and codes of zero.
+struct QuantizedActivations {
+  Tensor codes;   // (T, K) kF8E4M3
+  Tensor scales;  // (T, segments) F32
+};
+
 // The KV cache of one layer. The layout inside a block belongs to the backend.
 struct KvCacheLayer {
   void* data = nullptr;  // (blocks, KvBlockBytes(kv_heads, head_dim))
@@ -162,7 +173,8 @@ struct BackendOptions {
   std::string name = "auto";
   // Threads that compute, the calling one included. At least 1.
   int threads = 1;
-  // kBF16, or kF32 with "reference".
+  // kBF16, kF32 with "reference", or kF8E4M3: as kBF16, but products of E4M3 weights take quantized
+  // inputs.
   DType activations = DType::kBF16;
   // With "cuda", which of the GPUs that this process sees. -1: the ranks of a group take them in
   // turn, again from the first one if there are fewer GPUs than ranks.
@@ -182,6 +194,9 @@ class Backend {
   // One line for the log: the family, and what else there is to know of the machine.
   virtual std::string Description() const { return std::string(name()); }
   virtual DType activation_dtype() const = 0;
+  // Whether E4M3 weights are packed for MultiplyQuantized alone (activations = kF8E4M3), or for
+  // Matmul alone.
+  virtual bool quantizes_activations() const { return false; }
   virtual int threads() const = 0;
 
   // Zeroed memory. RESOURCE_EXHAUSTED if there is not enough.
@@ -256,6 +271,15 @@ class Backend {
 
   // out (T, N) F32 = x (T, K) act · weightᵀ, reduced as WeightShape says.
   virtual void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) = 0;
+
+  // out = x (T, K) act, quantized; K is a multiple of out.scales.columns, the segments.
+  virtual void QuantizeActivations(const Tensor& x, const QuantizedActivations& out) = 0;
+
+  // The same as Matmul of E4M3 weights with as many segments as x has: each segment's own sum of
+  // products of codes, in F32, is multiplied by the row's scale and then by the token's before it
+  // enters the tree.
+  virtual void MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                                 const Tensor& out) = 0;
 
   // qkv (T, (A + 2 C) D) F32 holds q, k and v side by side. Rotates q and k by position (pairs are
   // elements i and i + D/2, the Hugging Face layout; rope (positions, D) F32 holds D/2 cosines,

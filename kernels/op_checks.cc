@@ -110,6 +110,24 @@ void CheckMatmul(const Tensor& x, const PackedWeight& weight, const Tensor& out,
   MARCORO_CHECK(out.columns == weight.shape.rows);
 }
 
+void CheckQuantizeActivations(const Tensor& x, const QuantizedActivations& out, DType activations) {
+  CheckMatrix(x, activations);
+  CheckMatrix(out.codes, DType::kF8E4M3);
+  CheckMatrix(out.scales, DType::kF32);
+  CheckSameSize(x, out.codes);
+  MARCORO_CHECK(out.scales.rows == x.rows);
+  MARCORO_CHECK(x.columns % out.scales.columns == 0);
+}
+
+void CheckMultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                            const Tensor& out) {
+  MARCORO_CHECK(weight.shape.dtype == DType::kF8E4M3);
+  CheckMatmul(x.codes, weight, out, DType::kF8E4M3);
+  CheckMatrix(x.scales, DType::kF32);
+  MARCORO_CHECK(x.scales.rows == x.codes.rows);
+  MARCORO_CHECK(x.scales.columns == weight.shape.segments);
+}
+
 void CheckRopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                          absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                          const Tensor& q, DType activations) {

@@ -20,6 +20,9 @@ void CheckRmsNorm(const Tensor& x, const float* weight, float epsilon, const Ten
 void CheckAddRmsNorm(const Tensor& residual, const Tensor& delta, const float* weight,
                      float epsilon, const Tensor& out, DType activations);
 void CheckMatmul(const Tensor& x, const PackedWeight& weight, const Tensor& out, DType activations);
+void CheckQuantizeActivations(const Tensor& x, const QuantizedActivations& out, DType activations);
+void CheckMultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                            const Tensor& out);
 void CheckRopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                          absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                          const Tensor& q, DType activations);

@@ -11,7 +11,9 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const BackendOptions&
     if (!count.ok()) return count.status();
     device = options.rank % *count;
   }
-  return cuda::MakeCudaBackend(device, options.threads, options.cuda_graphs);
+  return cuda::MakeCudaBackend(device, {.threads = options.threads,
+                                        .activations = options.activations,
+                                        .graphs = options.cuda_graphs});
 }
 
 }  // namespace marcoro

@@ -10,6 +10,7 @@ DType WorkerConfig::linear_dtype() const {
 }
 
 DType WorkerConfig::activation_dtype() const {
+  if (activations == "fp8") return DType::kF8E4M3;
   return activations == "f32" ? DType::kF32 : DType::kBF16;
 }
 
@@ -50,9 +51,11 @@ void AddModelFlags(WorkerConfig* config, FlagTable* table) {
       {.help = "Capture decode steps on a GPU and repeat them as CUDA graphs. Without it, no "
                "token changes and small steps are slower: for a driver that misbehaves."});
   table->Add("activations", &config->activations,
-             {.value = "bf16|f32",
-              .help = "Activation type; f32 is the reference backend's.",
-              .choices = {"bf16", "f32"}});
+             {.value = "bf16|fp8|f32",
+              .help = "Activation type. fp8: as bf16, but products of FP8 weights (not those held "
+                      "in BF16) take inputs in E4M3 with a scale per token; less exact. f32 is the "
+                      "reference backend's.",
+              .choices = {"bf16", "fp8", "f32"}});
   table->Add(
       "threads", &config->threads,
       {.value = "N",
@@ -184,6 +187,9 @@ absl::Status CheckWorkerConfig(const WorkerConfig& config) {
   if (reference_only && config.backend != "reference") {
     return absl::InvalidArgumentError(
         "--activations=f32 and --weights=f32 need --backend=reference");
+  }
+  if (config.activations == "fp8" && config.weights != "fp8") {
+    return absl::InvalidArgumentError("--activations=fp8 needs --weights=fp8");
   }
   return absl::OkStatus();
 }

@@ -47,7 +47,7 @@ struct WorkerConfig {
   std::string log_level = "info";
 
   DType linear_dtype() const;
-  DType activation_dtype() const;
+  DType activation_dtype() const;  // as BackendOptions has it
 };
 
 // The flags, with their defaults in *config, which they fill.

@@ -9,6 +9,7 @@ namespace marcoro {
 struct NumericsOptions {
   std::string weights_format;  // "fp8", "bf16" or "f32"
   std::string kernel_family;   // Backend::name()
+  std::string activations;     // "bf16", "fp8" or "f32"
 };
 
 // 16 hexadecimal digits of SHA-256 over the numerics contract's version, the identity of the

@@ -150,7 +150,9 @@ absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
   spdlog::info("backend {}", model.backend->Description());
 
   model.fingerprint =
-      NumericsFingerprint(*identity, {config.weights, std::string(model.backend->name())});
+      NumericsFingerprint(*identity, {.weights_format = config.weights,
+                                      .kernel_family = std::string(model.backend->name()),
+                                      .activations = config.activations});
   model.bounds.tokens = config.max_step_tokens;
   model.bounds.logit_rows = std::min(config.max_logit_rows, config.max_step_tokens);
   model.bounds.context_length = std::min(config.context_length, model.config.max_positions);

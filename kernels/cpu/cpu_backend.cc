@@ -29,12 +29,15 @@ struct KernelFamily {
   void (*pack_weight)(const PackedWeight& weight, int64_t first_row, int64_t count,
                       const void* source);
   void (*matmul)(ThreadPool& pool, const Tensor& x, const PackedWeight& weight, const Tensor& out);
+  void (*multiply_quantized)(ThreadPool& pool, const QuantizedActivations& x,
+                             const PackedWeight& weight, const Tensor& out);
 };
 
-constexpr KernelFamily kAvx2Family = {"avx2", &avx2::kKernels, avx2::WeightBytes, avx2::PackWeight,
-                                      avx2::Matmul};
-constexpr KernelFamily kAvx512Family = {"avx512", &avx512::kKernels, avx512::WeightBytes,
-                                        avx512::PackWeight, avx512::Matmul};
+constexpr KernelFamily kAvx2Family = {"avx2",           &avx2::kKernels, avx2::WeightBytes,
+                                      avx2::PackWeight, avx2::Matmul,    avx2::MultiplyQuantized};
+constexpr KernelFamily kAvx512Family = {
+    "avx512",           &avx512::kKernels, avx512::WeightBytes,
+    avx512::PackWeight, avx512::Matmul,    avx512::MultiplyQuantized};
 
 // A part of Attention that one thread computes: some tokens of one sequence, and some heads that
 // share a KV head.
@@ -48,11 +51,15 @@ struct AttentionTask {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const KernelFamily& family, int threads)
-      : family_(family), kernels_(*family.kernels), pool_(threads) {}
+  CpuBackend(const KernelFamily& family, int threads, DType activations)
+      : family_(family),
+        kernels_(*family.kernels),
+        quantizes_(activations == DType::kF8E4M3),
+        pool_(threads) {}
 
   std::string_view name() const override { return family_.name; }
   DType activation_dtype() const override { return DType::kBF16; }
+  bool quantizes_activations() const override { return quantizes_; }
   int threads() const override { return pool_.size(); }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return AllocateMemory(bytes); }
@@ -72,6 +79,9 @@ class CpuBackend final : public Backend {
   void AddRmsNorm(const Tensor& residual, const Tensor& delta, const float* weight, float epsilon,
                   const Tensor& out) override;
   void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) override;
+  void QuantizeActivations(const Tensor& x, const QuantizedActivations& out) override;
+  void MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                         const Tensor& out) override;
   void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                       absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                       const Tensor& q) override;
@@ -89,6 +99,7 @@ class CpuBackend final : public Backend {
 
   const KernelFamily& family_;
   const Kernels& kernels_;
+  const bool quantizes_;
   ThreadPool pool_;
   std::vector<AttentionTask> attention_tasks_;  // of the call that runs; kept for its memory
 };
@@ -119,6 +130,28 @@ void CpuBackend::PackWeight(const PackedWeight& weight, int64_t first_row, int64
 void CpuBackend::Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) {
   CheckMatmul(x, weight, out, DType::kBF16);
   family_.matmul(pool_, x, weight, out);
+}
+
+void CpuBackend::QuantizeActivations(const Tensor& x, const QuantizedActivations& out) {
+  CheckQuantizeActivations(x, out, DType::kBF16);
+  constexpr int64_t kCost = 2;  // two passes
+  const int64_t segments = out.scales.columns;
+  const int64_t columns = x.columns / segments;
+  ForRanges(x.rows * segments, kCost * columns, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t token = i / segments;
+      const int64_t first = i % segments * columns;
+      out.scales.Row<float>(token)[i % segments] = kernels_.quantize(
+          x.Row<const BFloat16>(token) + first, columns, out.codes.Row<uint8_t>(token) + first);
+    }
+  });
+}
+
+void CpuBackend::MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                                   const Tensor& out) {
+  MARCORO_CHECK(quantizes_);
+  CheckMultiplyQuantized(x, weight, out);
+  family_.multiply_quantized(pool_, x, weight, out);
 }
 
 size_t CpuBackend::KvBlockBytes(int32_t kv_heads, int32_t head_dim) const {
@@ -310,10 +343,12 @@ void CpuBackend::SummarizeLogits(const Tensor& logits, absl::Span<LogitSummary> 
 
 }  // namespace
 
-std::unique_ptr<Backend> MakeCpuBackend(InstructionSet instruction_set, int threads) {
+std::unique_ptr<Backend> MakeCpuBackend(InstructionSet instruction_set, int threads,
+                                        DType activations) {
   MARCORO_CHECK(threads >= 1);
   return std::make_unique<CpuBackend>(
-      instruction_set == InstructionSet::kAvx512 ? kAvx512Family : kAvx2Family, threads);
+      instruction_set == InstructionSet::kAvx512 ? kAvx512Family : kAvx2Family, threads,
+      activations);
 }
 
 }  // namespace marcoro::cpu

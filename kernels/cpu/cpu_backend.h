@@ -9,7 +9,9 @@ namespace marcoro::cpu {
 
 enum class InstructionSet { kAvx2, kAvx512 };
 
-// The processor must have the instructions (features.h). threads: 1 to 1024.
-std::unique_ptr<Backend> MakeCpuBackend(InstructionSet instruction_set, int threads);
+// The processor must have the instructions (features.h). threads: 1 to 1024. activations: kBF16 or
+// kF8E4M3.
+std::unique_ptr<Backend> MakeCpuBackend(InstructionSet instruction_set, int threads,
+                                        DType activations);
 
 }  // namespace marcoro::cpu

@@ -8,6 +8,7 @@ const Kernels kKernels = {
     .embed_bf16 = EmbedRow,
     .rms_norm = RmsNormRow,
     .add_rms_norm = AddRmsNormRow,
+    .quantize = QuantizeSegment,
     .rope = RopeAndStoreRow,
     .attention = AttendTile,
     .swiglu = SwiGluRow,

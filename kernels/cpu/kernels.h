@@ -57,6 +57,8 @@ struct Kernels {
                    BFloat16* out);
   void (*add_rms_norm)(float* residual, const float* delta, const float* weight, float epsilon,
                        int64_t count, BFloat16* out);
+  // One segment of a token, as QuantizedActivations says; returns its scale.
+  float (*quantize)(const BFloat16* x, int64_t count, uint8_t* codes);
   void (*rope)(const RopeRow& row);
   void (*attention)(const AttentionTile& tile);
   void (*swiglu)(const float* gate, const float* up, int64_t count, BFloat16* out);

@@ -184,6 +184,15 @@ void Scale(const MatmulTile& tile, Sums& sums) {
   }
 }
 
+// Multiplies a finished segment by its tokens' scales.
+void ScaleTokens(const MatmulTile& tile, int segment, Sums& sums) {
+  if (tile.token_scales == nullptr) return;
+  for (int t = 0; t < tile.tokens; ++t) {
+    const float scale = tile.token_scales[t * tile.token_scale_stride + segment];
+    for (int r = 0; r < kPanelRows; ++r) sums.value[t][r] *= scale;
+  }
+}
+
 template <typename Load>
 void ComputeTile(const MatmulTile& tile) {
   const char* weights = static_cast<const char*>(tile.panels[0].weights);
@@ -201,6 +210,7 @@ void ComputeTile(const MatmulTile& tile) {
     weights += tile.segment_steps * Load::kStrideBytes;
     x += tile.segment_steps * tile.tokens;
     Scale<Load>(tile, sums);
+    ScaleTokens(tile, segment, sums);
     int level = 0;
     for (int digits = segment; (digits & 1) != 0; digits >>= 1, ++level) {
       for (int t = 0; t < tile.tokens; ++t) {
@@ -271,6 +281,11 @@ void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count, co
 
 void Matmul(ThreadPool& pool, const Tensor& x, const PackedWeight& weight, const Tensor& out) {
   RunMatmul(kKernel, pool, x, weight, out);
+}
+
+void MultiplyQuantized(ThreadPool& pool, const QuantizedActivations& x, const PackedWeight& weight,
+                       const Tensor& out) {
+  RunQuantizedMatmul(kKernel, pool, x, weight, out);
 }
 
 }  // namespace marcoro::cpu::avx2

@@ -177,6 +177,17 @@ inline __attribute__((always_inline)) void Scale(const MatmulTile& tile,
   }
 }
 
+template <int kBlocks, int kTokens>
+inline __attribute__((always_inline)) void ScaleTokens(const MatmulTile& tile, int segment,
+                                                       Sums<kBlocks, kTokens>& sums) {
+#pragma GCC unroll 16
+  for (int t = 0; t < kTokens; ++t) {
+    const __m512 scale = _mm512_set1_ps(tile.token_scales[t * tile.token_scale_stride + segment]);
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b) sums.value[t][b] = _mm512_mul_ps(sums.value[t][b], scale);
+  }
+}
+
 // Adds the finished subtree to its left.
 template <int kBlocks, int kTokens>
 inline __attribute__((always_inline)) void AddSubtree(const Sums<kBlocks, kTokens>& subtree,
@@ -229,7 +240,10 @@ void ComputeTile(const MatmulTile& tile) {
   for (int segment = 0; segment < tile.segments; ++segment) {
     TileSums sums;
     SumSegment<Load, kPanels, kTokens>(load, tile, streams, sums);
-    if constexpr (Load::kScaled) Scale(tile, sums);
+    if constexpr (Load::kScaled) {
+      Scale(tile, sums);
+      if (tile.token_scales != nullptr) ScaleTokens(tile, segment, sums);
+    }
     int level = 0;
     for (; (segment >> level & 1) != 0; ++level) AddSubtree(subtrees[level], sums);
     if (segment + 1 < tile.segments) {
@@ -363,6 +377,11 @@ void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count, co
 
 void Matmul(ThreadPool& pool, const Tensor& x, const PackedWeight& weight, const Tensor& out) {
   RunMatmul(kKernel, pool, x, weight, out);
+}
+
+void MultiplyQuantized(ThreadPool& pool, const QuantizedActivations& x, const PackedWeight& weight,
+                       const Tensor& out) {
+  RunQuantizedMatmul(kKernel, pool, x, weight, out);
 }
 
 }  // namespace marcoro::cpu::avx512

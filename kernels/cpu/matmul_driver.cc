@@ -1,6 +1,7 @@
 #include "kernels/cpu/matmul_driver.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -42,21 +43,46 @@ std::vector<Range> GuidedRanges(int64_t count, int threads, int64_t granularity)
   return ranges;
 }
 
-// One pass: all rows times as many tokens as stay in cache.
+// BF16 of every E4M3 code.
+struct DecodeTable {
+  BFloat16 values[256];
+};
+
+constexpr DecodeTable MakeDecodeTable() {
+  DecodeTable table = {};
+  for (int code = 0; code < 256; ++code) {
+    const int exponent = code >> 3 & 15;
+    const int mantissa = code & 7;
+    float value = exponent == 0 ? static_cast<float>(mantissa) / 512
+                                : static_cast<float>(8 + mantissa) / 1024;
+    for (int i = 0; i < exponent; ++i) value *= 2;
+    const uint32_t sign = static_cast<uint32_t>(code) << 8 & 0x8000u;
+    const uint32_t bits = (code & 0x7f) == 0x7f ? 0x7fc0u : std::bit_cast<uint32_t>(value) >> 16;
+    table.values[code].bits = static_cast<uint16_t>(sign | bits);
+  }
+  return table;
+}
+
+constexpr DecodeTable kDecodeTable = MakeDecodeTable();
+
+// One pass: all rows times as many tokens as stay in cache. Activations are BF16, or E4M3 with
+// scales.
 class Pass {
  public:
-  Pass(const MatmulKernel& kernel, ThreadPool& pool, const Tensor& x, const PackedWeight& weight,
-       const Tensor& out)
+  Pass(const MatmulKernel& kernel, ThreadPool& pool, const Tensor& x, const Tensor* token_scales,
+       const PackedWeight& weight, const Tensor& out)
       : kernel_(kernel),
         pool_(pool),
         x_(x),
+        token_scales_(token_scales),
         weight_(weight),
         out_(out),
         layout_(MakePanelLayout(weight.shape, kernel.step_columns)),
         groups_((x.rows + kernel.max_tokens - 1) / kernel.max_tokens),
         panel_step_bytes_(layout_.panel_bytes / layout_.steps),
         packed_token_bytes_(layout_.steps * kernel.step_columns * kernel.x_element_bytes),
-        packed_(static_cast<char*>(pool.Scratch(x.rows * packed_token_bytes_))) {}
+        packed_(static_cast<char*>(pool.Scratch(x.rows * packed_token_bytes_ + DecodedBytes()))),
+        decoded_(packed_ + x.rows * packed_token_bytes_, DType::kBF16, x.rows, x.columns) {}
 
   void Run() {
     PackTokens();
@@ -73,11 +99,25 @@ class Pass {
  private:
   int64_t FirstToken(int64_t group) const { return group * x_.rows / groups_; }
 
+  int64_t DecodedBytes() const {
+    return token_scales_ == nullptr ? 0 : x_.rows * x_.columns * int64_t{sizeof(BFloat16)};
+  }
+
+  void Decode(int64_t first, int64_t end) {
+    for (int64_t token = first; token < end; ++token) {
+      const uint8_t* codes = x_.Row<const uint8_t>(token);
+      BFloat16* values = decoded_.Row<BFloat16>(token);
+      for (int64_t i = 0; i < x_.columns; ++i) values[i] = kDecodeTable.values[codes[i]];
+    }
+  }
+
   void PackTokens() {
-    auto pack = [this](int64_t group) {
+    const Tensor& x = token_scales_ == nullptr ? x_ : decoded_;
+    auto pack = [this, &x](int64_t group) {
       const int64_t first = FirstToken(group);
-      const TokenGroup tokens{.x = x_.Row<const BFloat16>(first),
-                              .x_stride = x_.stride,
+      if (token_scales_ != nullptr) Decode(first, FirstToken(group + 1));
+      const TokenGroup tokens{.x = x.Row<const BFloat16>(first),
+                              .x_stride = x.stride,
                               .tokens = static_cast<int>(FirstToken(group + 1) - first),
                               .segments = weight_.shape.segments,
                               .segment_columns = layout_.segment_columns,
@@ -112,6 +152,10 @@ class Pass {
                     .segment_steps = layout_.segment_steps,
                     .prefetch_step_bytes = panel_step_bytes_};
     tile.panels[0] = PanelOf(panel, first_token);
+    if (token_scales_ != nullptr) {
+      tile.token_scales = token_scales_->Row<const float>(first_token);
+      tile.token_scale_stride = token_scales_->stride;
+    }
     return tile;
   }
 
@@ -191,6 +235,7 @@ class Pass {
   const MatmulKernel& kernel_;
   ThreadPool& pool_;
   const Tensor x_;
+  const Tensor* const token_scales_;  // (tokens, segments), null for BF16
   const PackedWeight weight_;
   const Tensor out_;
   const PanelLayout layout_;
@@ -198,7 +243,31 @@ class Pass {
   const int64_t panel_step_bytes_;
   const int64_t packed_token_bytes_;
   char* const packed_;
+  const Tensor decoded_;  // x as BF16, where it is not
 };
+
+void RunPasses(const MatmulKernel& kernel, ThreadPool& pool, const Tensor& x,
+               const Tensor* token_scales, const PackedWeight& weight, const Tensor& out) {
+  const WeightShape& shape = weight.shape;
+  MARCORO_CHECK(out.dtype == DType::kF32);
+  MARCORO_CHECK(x.columns == shape.columns && out.columns == shape.rows && x.rows == out.rows);
+  MARCORO_CHECK(x.stride >= x.columns && out.stride >= out.columns);
+  MARCORO_CHECK((weight.scales != nullptr) == (shape.dtype == DType::kF8E4M3));
+  const PanelLayout layout = MakePanelLayout(shape, kernel.step_columns);
+  const int64_t token_bytes = layout.steps * kernel.step_columns * kernel.x_element_bytes;
+  const int64_t max_tiles = kPassActivationBytes / (token_bytes * kernel.max_tokens);
+  const int64_t max_tokens = std::max<int64_t>(max_tiles, 1) * kernel.max_tokens;
+  // Passes of equal size: a short last one would read all weights for few tokens.
+  const int64_t passes = (x.rows + max_tokens - 1) / max_tokens;
+  for (int64_t pass = 0; pass < passes; ++pass) {
+    const int64_t first = pass * x.rows / passes;
+    const int64_t tokens = (pass + 1) * x.rows / passes - first;
+    const Tensor scales = token_scales == nullptr ? Tensor() : token_scales->Rows(first, tokens);
+    Pass(kernel, pool, x.Rows(first, tokens), token_scales == nullptr ? nullptr : &scales, weight,
+         out.Rows(first, tokens))
+        .Run();
+  }
+}
 
 }  // namespace
 
@@ -240,22 +309,15 @@ void PackPanels(const PackedWeight& weight, int64_t first_row, int64_t count, co
 
 void RunMatmul(const MatmulKernel& kernel, ThreadPool& pool, const Tensor& x,
                const PackedWeight& weight, const Tensor& out) {
-  const WeightShape& shape = weight.shape;
-  MARCORO_CHECK(x.dtype == DType::kBF16 && out.dtype == DType::kF32);
-  MARCORO_CHECK(x.columns == shape.columns && out.columns == shape.rows && x.rows == out.rows);
-  MARCORO_CHECK(x.stride >= x.columns && out.stride >= out.columns);
-  MARCORO_CHECK((weight.scales != nullptr) == (shape.dtype == DType::kF8E4M3));
-  const PanelLayout layout = MakePanelLayout(shape, kernel.step_columns);
-  const int64_t token_bytes = layout.steps * kernel.step_columns * kernel.x_element_bytes;
-  const int64_t max_tiles = kPassActivationBytes / (token_bytes * kernel.max_tokens);
-  const int64_t max_tokens = std::max<int64_t>(max_tiles, 1) * kernel.max_tokens;
-  // Passes of equal size: a short last one would read all weights for few tokens.
-  const int64_t passes = (x.rows + max_tokens - 1) / max_tokens;
-  for (int64_t pass = 0; pass < passes; ++pass) {
-    const int64_t first = pass * x.rows / passes;
-    const int64_t tokens = (pass + 1) * x.rows / passes - first;
-    Pass(kernel, pool, x.Rows(first, tokens), weight, out.Rows(first, tokens)).Run();
-  }
+  MARCORO_CHECK(x.dtype == DType::kBF16);
+  RunPasses(kernel, pool, x, nullptr, weight, out);
+}
+
+void RunQuantizedMatmul(const MatmulKernel& kernel, ThreadPool& pool, const QuantizedActivations& x,
+                        const PackedWeight& weight, const Tensor& out) {
+  MARCORO_CHECK(x.codes.dtype == DType::kF8E4M3 && weight.shape.dtype == DType::kF8E4M3);
+  MARCORO_CHECK(x.scales.rows == x.codes.rows && x.scales.columns == weight.shape.segments);
+  RunPasses(kernel, pool, x.codes, &x.scales, weight, out);
 }
 
 }  // namespace marcoro::cpu

@@ -46,6 +46,9 @@ struct MatmulTile {
   int segments = 0;
   int64_t segment_steps = 0;
   int64_t prefetch_step_bytes = 0;  // how far `prefetch` moves with each step
+  // Of quantized activations: token_scales[token * token_scale_stride + segment]; otherwise null.
+  const float* token_scales = nullptr;
+  int64_t token_scale_stride = 0;
 };
 
 // Tokens that are packed together for a tile.
@@ -83,5 +86,10 @@ void PackPanels(const PackedWeight& weight, int64_t first_row, int64_t count, co
 // Backend::Matmul by means of the kernel.
 void RunMatmul(const MatmulKernel& kernel, ThreadPool& pool, const Tensor& x,
                const PackedWeight& weight, const Tensor& out);
+
+// Backend::MultiplyQuantized by means of the kernel: every code is a BF16 number, so that the tiles
+// are the same.
+void RunQuantizedMatmul(const MatmulKernel& kernel, ThreadPool& pool, const QuantizedActivations& x,
+                        const PackedWeight& weight, const Tensor& out);
 
 }  // namespace marcoro::cpu

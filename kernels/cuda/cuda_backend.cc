@@ -40,12 +40,13 @@ struct Identity {
 // Whatever an op does to the device, it does on one stream, in the order of the calls.
 class CudaBackend final : public Backend, private StepHost {
  public:
-  CudaBackend(int device, Identity identity, Stream stream, int threads, bool graphs)
+  CudaBackend(int device, Identity identity, Stream stream, const CudaBackendOptions& options)
       : device_(device),
         identity_(std::move(identity)),
         stream_(stream),
-        graphs_(graphs),
-        pool_(threads) {}
+        graphs_(options.graphs),
+        quantized_(options.activations == DType::kF8E4M3),
+        pool_(options.threads) {}
   ~CudaBackend() override {
     Synchronize().IgnoreError();  // what it tells is no matter any more
     DestroyStream(stream_);
@@ -54,6 +55,7 @@ class CudaBackend final : public Backend, private StepHost {
   std::string_view name() const override { return identity_.name; }
   std::string Description() const override { return identity_.description; }
   DType activation_dtype() const override { return DType::kBF16; }
+  bool quantizes_activations() const override { return quantized_; }
   int threads() const override { return pool_.size(); }
   bool host_memory() const override { return false; }
   void* stream() const override { return NativeStream(stream_); }
@@ -76,7 +78,7 @@ class CudaBackend final : public Backend, private StepHost {
   void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count,
                   const void* source) const override;
   absl::StatusOr<std::unique_ptr<RowStage>> MakeRowStage(size_t bytes) const override {
-    return cuda::MakeRowStage(device_, bytes);
+    return cuda::MakeRowStage(device_, bytes, quantized_ ? DType::kF8E4M3 : DType::kBF16);
   }
   size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim) const override;
   void ZeroKvBlocks(const KvCacheLayer& cache, absl::Span<const int32_t> blocks) override;
@@ -85,6 +87,9 @@ class CudaBackend final : public Backend, private StepHost {
   void AddRmsNorm(const Tensor& residual, const Tensor& delta, const float* weight, float epsilon,
                   const Tensor& out) override;
   void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) override;
+  void QuantizeActivations(const Tensor& x, const QuantizedActivations& out) override;
+  void MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                         const Tensor& out) override;
   void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                       absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                       const Tensor& q) override;
@@ -99,6 +104,12 @@ class CudaBackend final : public Backend, private StepHost {
       const TokenSamplerLimits& limits) override;
 
  private:
+  // What products of these weights take.
+  DType ProductActivations(const WeightShape& weight) const {
+    return quantized_ && weight.dtype == DType::kF8E4M3 ? DType::kF8E4M3 : DType::kBF16;
+  }
+  // The most that an op works in: one after the other they use the same memory.
+  size_t ScratchBytes(const StepLimits& limits) const;
   // Keeps the first failure of what returns none, for the next call that does.
   void Note(const absl::Status& status) const;
   absl::Status TakeNoted() const;
@@ -112,6 +123,7 @@ class CudaBackend final : public Backend, private StepHost {
   const Identity identity_;
   const Stream stream_;
   const bool graphs_;
+  const bool quantized_;
   cpu::ThreadPool pool_;
 
   // Of the step that runs.
@@ -173,13 +185,12 @@ absl::Status CudaBackend::Synchronize() {
   return TakeNoted();
 }
 
-// The most that an op works in: one after the other they use the same memory.
-size_t ScratchBytes(const StepLimits& limits) {
+size_t CudaBackend::ScratchBytes(const StepLimits& limits) const {
   size_t bytes =
       std::max(AttentionScratchBytes(limits.attention, limits.tokens, limits.context_length),
                SummarizeLogitsScratchBytes(limits.logit_rows, limits.vocabulary));
   for (const WeightShape& weight : limits.weights) {
-    bytes = std::max(bytes, MatmulScratchBytes(weight, limits.tokens));
+    bytes = std::max(bytes, MatmulScratchBytes(weight, limits.tokens, ProductActivations(weight)));
   }
   return bytes;
 }
@@ -259,7 +270,8 @@ void CudaBackend::PackWeight(const PackedWeight& weight, int64_t first_row, int6
   absl::Status status = packing_.Reserve(stream_, bytes);
   if (status.ok()) {
     CopyToDevice(stream_, packing_.data(), source, bytes);
-    cuda::PackWeight(stream_, weight, first_row, count, packing_.data());
+    cuda::PackWeight(stream_, weight, first_row, count, packing_.data(),
+                     ProductActivations(weight.shape));
     status = cuda::Synchronize(stream_);
   }
   Note(status);
@@ -299,10 +311,27 @@ void CudaBackend::AddRmsNorm(const Tensor& residual, const Tensor& delta, const 
 void CudaBackend::Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) {
   CheckMatmul(x, weight, out, DType::kBF16);
   MARCORO_CHECK(weight.shape.dtype != DType::kF32);
+  MARCORO_CHECK(ProductActivations(weight.shape) == DType::kBF16);
   if (x.rows == 0) return;
   const absl::Status status = scratch_.Reserve(stream_, MatmulScratchBytes(weight.shape, x.rows));
   if (!status.ok()) return Note(status);
   cuda::Matmul(stream_, x, weight, out, scratch_.data());
+}
+
+void CudaBackend::QuantizeActivations(const Tensor& x, const QuantizedActivations& out) {
+  CheckQuantizeActivations(x, out, DType::kBF16);
+  if (x.rows > 0) cuda::QuantizeActivations(stream_, x, out);
+}
+
+void CudaBackend::MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                                    const Tensor& out) {
+  MARCORO_CHECK(quantized_);
+  CheckMultiplyQuantized(x, weight, out);
+  if (x.codes.rows == 0) return;
+  const absl::Status status =
+      scratch_.Reserve(stream_, MatmulScratchBytes(weight.shape, x.codes.rows, DType::kF8E4M3));
+  if (!status.ok()) return Note(status);
+  cuda::MultiplyQuantized(stream_, x, weight, out, scratch_.data());
 }
 
 void CudaBackend::RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
@@ -404,8 +433,9 @@ absl::StatusOr<Identity> Identify(Stream stream) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, int threads, bool graphs) {
-  MARCORO_CHECK(threads >= 1);
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device,
+                                                         const CudaBackendOptions& options) {
+  MARCORO_CHECK(options.threads >= 1);
   if (absl::Status status = UseDevice(device); !status.ok()) return status;
   auto stream = CreateStream();
   if (!stream.ok()) return stream.status();
@@ -414,7 +444,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, int threads
     DestroyStream(*stream);
     return identity.status();
   }
-  return std::make_unique<CudaBackend>(device, *std::move(identity), *stream, threads, graphs);
+  return std::make_unique<CudaBackend>(device, *std::move(identity), *stream, options);
 }
 
 }  // namespace marcoro::cuda

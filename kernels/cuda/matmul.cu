@@ -22,15 +22,17 @@ int CeilDivide(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b);
 
 // Whether rows can be read 16 bytes at a time.
 bool HasVectors(const Tensor& x) {
-  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 8 == 0;
+  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 &&
+         x.stride * static_cast<int64_t>(SizeOf(x.dtype)) % 16 == 0;
 }
 
 // A plan for few tokens with so many leaves a block and steps a stage; slots == 0 if it does not
 // fit.
-MatmulPlan PlanFewTokens(const MatmulLayout& layout, DType dtype, int tokens, int block_leaves,
-                         int stage_steps, const MatmulLimits& limits) {
+MatmulPlan PlanFewTokens(const MatmulLayout& layout, DType dtype, DType activations, int tokens,
+                         int block_leaves, int stage_steps, const MatmulLimits& limits) {
   MatmulPlan plan;
   plan.few_tokens = true;
+  plan.activations = activations;
   plan.token_tiles = tokens <= 8 ? 1 : tokens <= 16 ? 2 : 4;
   plan.block_leaves = block_leaves;
   plan.parts = layout.leaves / block_leaves;
@@ -54,13 +56,13 @@ int64_t BytesUnderWay(const MatmulPlan& plan, DType dtype) {
 
 // The plan with the fewest parts that has enough under way, or else with the most; slots == 0 if
 // none fits.
-MatmulPlan BestFewTokens(const MatmulLayout& layout, DType dtype, int tokens,
+MatmulPlan BestFewTokens(const MatmulLayout& layout, DType dtype, DType activations, int tokens,
                          const MatmulLimits& limits) {
   MatmulPlan best;
   for (int leaves = std::min(layout.leaves, kMostWarps); leaves > 0; leaves /= 2) {
     for (const int stage_bytes : {4096, 2048, 1024}) {
-      const MatmulPlan plan =
-          PlanFewTokens(layout, dtype, tokens, leaves, stage_bytes / StepBytes(dtype), limits);
+      const MatmulPlan plan = PlanFewTokens(layout, dtype, activations, tokens, leaves,
+                                            stage_bytes / StepBytes(dtype), limits);
       if (plan.slots == 0) continue;
       if (best.slots == 0 || BytesUnderWay(plan, dtype) > BytesUnderWay(best, dtype)) best = plan;
     }
@@ -80,9 +82,10 @@ int Blocks(const MatmulLayout& layout, const MatmulPlan& plan, int64_t tokens) {
 }
 
 // The largest blocks that fit.
-MatmulPlan LargestManyTokens(const MatmulLayout& layout, DType dtype, int64_t tokens,
-                             const MatmulLimits& limits) {
+MatmulPlan LargestManyTokens(const MatmulLayout& layout, DType dtype, DType activations,
+                             int64_t tokens, const MatmulLimits& limits) {
   MatmulPlan plan;
+  plan.activations = activations;
   plan.warps = kMostManyWarps;
   plan.token_tiles = tokens > 64 ? 16 : 8;
   plan.block_leaves = std::min(layout.leaves, kMostManyLeaves);
@@ -114,11 +117,11 @@ bool SuitsWarpgroups(const MatmulLayout& layout, int64_t tokens, const MatmulLim
          layout.leaf_columns % kStepColumns == 0;
 }
 
-MatmulPlan PlanManyTokens(const MatmulLayout& layout, DType dtype, int64_t tokens,
-                          const MatmulLimits& limits) {
-  MatmulPlan plan = SuitsWarpgroups(layout, tokens, limits)
+MatmulPlan PlanManyTokens(const MatmulLayout& layout, DType dtype, DType activations,
+                          int64_t tokens, const MatmulLimits& limits) {
+  MatmulPlan plan = activations == DType::kBF16 && SuitsWarpgroups(layout, tokens, limits)
                         ? LargestWarpgroups(layout)
-                        : LargestManyTokens(layout, dtype, tokens, limits);
+                        : LargestManyTokens(layout, dtype, activations, tokens, limits);
   // Work for nearly every multiprocessor: from the leaves first, because smaller blocks read more.
   const int wanted = limits.multiprocessors * 9 / 10;
   while (Blocks(layout, plan, tokens) < wanted && plan.block_leaves > 1) {
@@ -140,13 +143,15 @@ MatmulPlan PlanManyTokens(const MatmulLayout& layout, DType dtype, int64_t token
 
 }  // namespace
 
-MatmulPlan PlanMatmul(const WeightShape& shape, int64_t tokens, const MatmulLimits& limits) {
+MatmulPlan PlanMatmul(const WeightShape& shape, int64_t tokens, const MatmulLimits& limits,
+                      DType activations) {
   const MatmulLayout layout = MakeMatmulLayout(shape);
   if (tokens <= kMostFewTokens) {
-    const MatmulPlan plan = BestFewTokens(layout, shape.dtype, static_cast<int>(tokens), limits);
+    const MatmulPlan plan =
+        BestFewTokens(layout, shape.dtype, activations, static_cast<int>(tokens), limits);
     if (plan.slots > 0) return plan;
   }
-  return PlanManyTokens(layout, shape.dtype, tokens, limits);
+  return PlanManyTokens(layout, shape.dtype, activations, tokens, limits);
 }
 
 size_t PlanScratchBytes(const MatmulPlan& plan, const WeightShape& shape, int64_t tokens) {
@@ -156,14 +161,19 @@ size_t PlanScratchBytes(const MatmulPlan& plan, const WeightShape& shape, int64_
 }
 
 void RunMatmul(Stream stream, const MatmulPlan& plan, const Tensor& x, const PackedWeight& weight,
-               const Tensor& out, void* scratch) {
+               const Tensor& out, void* scratch, const Tensor* token_scales) {
+  MARCORO_CHECK(plan.activations == x.dtype &&
+                (token_scales != nullptr) == (x.dtype == DType::kF8E4M3));
   MatmulOperands operands;
   operands.weight = MakeWeightView(weight);
   const MatmulLayout& layout = operands.weight.layout;
-  operands.x = {.data = x.Row<const uint16_t>(0),
-                .stride = x.stride,
-                .tokens = static_cast<int>(x.rows),
-                .vectors = HasVectors(x) && layout.leaf_columns % 8 == 0};
+  operands.x = {
+      .data = x.data,
+      .stride = x.stride,
+      .tokens = static_cast<int>(x.rows),
+      .vectors = HasVectors(x) && layout.leaf_columns * static_cast<int>(SizeOf(x.dtype)) % 16 == 0,
+      .scales = token_scales == nullptr ? nullptr : token_scales->Row<float>(0),
+      .scale_stride = token_scales == nullptr ? 0 : token_scales->stride};
   operands.block_leaves = plan.block_leaves;
   const MatmulOutput whole = {.data = out.Row<float>(0), .stride = out.stride, .part_stride = 0};
   operands.out = plan.parts == 1 ? whole
@@ -178,18 +188,18 @@ void RunMatmul(Stream stream, const MatmulPlan& plan, const Tensor& x, const Pac
     MultiplyManyTokens(stream, plan, weight.shape.dtype, operands);
   }
   if (plan.parts == 1) return;
-  SumParts(stream, operands.weight, operands.out, plan.parts, Log2(plan.block_leaves),
-           static_cast<int>(x.rows), whole);
+  SumParts(stream, operands, plan.parts, Log2(plan.block_leaves), whole);
 }
 
-size_t MatmulScratchBytes(const WeightShape& shape, int64_t tokens) {
+size_t MatmulScratchBytes(const WeightShape& shape, int64_t tokens, DType activations) {
   const MatmulLayout layout = MakeMatmulLayout(shape);
   if (layout.leaves == 1) return 0;
   const MatmulLimits limits = DeviceMatmulLimits();
   int64_t elements = layout.leaves * std::min<int64_t>(tokens, kMostFewTokens) * shape.rows;
   // For warpgroups too: whether they are used may not be known yet.
   for (const MatmulPlan& plan :
-       {LargestManyTokens(layout, shape.dtype, tokens, limits), LargestWarpgroups(layout)}) {
+       {LargestManyTokens(layout, shape.dtype, activations, tokens, limits),
+        LargestWarpgroups(layout)}) {
     // PlanManyTokens makes more parts while it has less blocks than multiprocessors.
     const int64_t most_elements =
         int64_t{2} * limits.multiprocessors * BlockRows(plan) * plan.token_tiles * 8;
@@ -205,6 +215,14 @@ void Matmul(Stream stream, const Tensor& x, const PackedWeight& weight, const Te
   MatmulLimits limits = DeviceMatmulLimits();
   limits.warpgroups = HasVectors(x) && MultipliesByWarpgroups(CurrentDevice());
   RunMatmul(stream, PlanMatmul(weight.shape, x.rows, limits), x, weight, out, scratch);
+}
+
+void MultiplyQuantized(Stream stream, const QuantizedActivations& x, const PackedWeight& weight,
+                       const Tensor& out, void* scratch) {
+  if (x.codes.rows == 0) return;
+  const MatmulPlan plan =
+      PlanMatmul(weight.shape, x.codes.rows, DeviceMatmulLimits(), DType::kF8E4M3);
+  RunMatmul(stream, plan, x.codes, weight, out, scratch, &x.scales);
 }
 
 }  // namespace marcoro::cuda

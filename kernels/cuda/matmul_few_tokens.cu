@@ -7,8 +7,9 @@
 // stages of up to 4 KB a warp are under way at any time (6 warps: 72 KB; 16 warps with stages of 2
 // KB: 96 KB; needed: 26 KB). Registers could not hold as much, and six scoreboards could not tell
 // it apart. A step of 512 bytes costs a warp about 45 instructions for up to 8 tokens; at full
-// bandwidth a multiprocessor has 110 issue slots for it. When a tile's leaves are done, their sums
-// go through shared memory in the order of the tree.
+// bandwidth a multiprocessor has 110 issue slots for it. (With activations of E4M3 fewer: nothing
+// is unpacked.) When a tile's leaves are done, their sums go through shared memory in the order of
+// the tree.
 //
 // Bank conflicts: none for weights (contiguous) and activations (rows 16 bytes apart modulo 128);
 // sums lie 20 floats apart, which puts a warp's stores in 32 banks.
@@ -98,17 +99,20 @@ class WeightRing {
 };
 
 // Copies this block's leaves of all tokens to shared memory, each padded with zeros to whole steps.
+template <typename Types>
 MARCORO_DEVICE void StoreActivations(const FewTokensWork& work, const SharedArray<char>& memory) {
+  constexpr int kUnitColumns = 16 / Types::kActivationBytes;
   const ActivationView& x = work.operands.x;
   const MatmulLayout& layout = work.operands.weight.layout;
-  const int leaf_units = layout.leaf_steps * (kStepColumns / 8);
+  const int leaf_units = layout.leaf_steps * (kStepColumns / kUnitColumns);
   const int units = work.operands.block_leaves * leaf_units;
   const int first_column = BlockIndexY() * work.operands.block_leaves * layout.leaf_columns;
   for (int token = 0; token < x.tokens; ++token) {
-    const uint16_t* row = x.data + token * x.stride + first_column;
+    const auto* row =
+        static_cast<const typename Types::Activation*>(x.data) + token * x.stride + first_column;
     for (int unit = ThreadIndex(); unit < units; unit += BlockThreads()) {
       const int leaf = unit / leaf_units;
-      const int column = unit % leaf_units * 8;
+      const int column = unit % leaf_units * kUnitColumns;
       memory.StoreAs(token * work.memory.token_bytes + unit * 16,
                      LoadUnit(row + static_cast<int64_t>(leaf) * layout.leaf_columns + column,
                               layout.leaf_columns - column, x.vectors));
@@ -117,9 +121,29 @@ MARCORO_DEVICE void StoreActivations(const FewTokensWork& work, const SharedArra
   if (ThreadIndex() == 0) memory.StoreAs(work.memory.zeros, Words4{});
 }
 
+// Segments that begin in a block's leaves.
+constexpr int BlockSegments(const MatmulLayout& layout, int block_leaves) {
+  const int segments = block_leaves >> layout.scale_level;
+  return segments > 0 ? segments : 1;
+}
+
+// Copies the tokens' scales of this block's segments to shared memory.
+MARCORO_DEVICE SharedArray<float> StoreTokenScales(const FewTokensWork& work) {
+  const ActivationView& x = work.operands.x;
+  const MatmulLayout& layout = work.operands.weight.layout;
+  const int segments = BlockSegments(layout, work.operands.block_leaves);
+  const int first = BlockIndexY() * work.operands.block_leaves >> layout.scale_level;
+  const SharedArray<float> scales(work.memory.token_scales, x.tokens * segments);
+  for (int i = ThreadIndex(); i < x.tokens * segments; i += BlockThreads()) {
+    scales.Store(i, x.scales[i / segments * x.scale_stride + first + i % segments]);
+  }
+  return scales;
+}
+
 // Where a lane finds its rows of B: its token's activations, or zeros that stay where they are.
-template <int kTokenTiles>
+template <typename Types, int kTokenTiles>
 struct ActivationCursor {
+  static constexpr int kStepBytes = kStepColumns * Types::kActivationBytes;
   int offset[kTokenTiles];
   int step_bytes[kTokenTiles];
 
@@ -128,24 +152,25 @@ struct ActivationCursor {
     for (int i = 0; i < kTokenTiles; ++i) {
       const int token = i * 8 + Lane() % 8;
       const bool valid = token < work.operands.x.tokens;
-      step_bytes[i] = valid ? kStepColumns * 2 : 0;
+      step_bytes[i] = valid ? kStepBytes : 0;
+      // Codes have two units of 16 bytes a step; the other lanes' addresses do not count.
       offset[i] = valid ? token * work.memory.token_bytes +
-                              leaf * work.operands.weight.layout.leaf_steps * kStepColumns * 2 +
-                              Lane() / 8 * 16
+                              leaf * work.operands.weight.layout.leaf_steps * kStepBytes +
+                              Lane() / 8 * 16 % kStepBytes
                         : work.memory.zeros;
     }
   }
 };
 
 // What a step needs, as it lies in shared memory: loaded one step ahead of its use.
-template <DType kWeight, int kTokenTiles>
+template <typename Types, int kTokenTiles>
 struct StepOperands {
-  StepWeights<kWeight> weights;
-  uint32_t b[kTokenTiles][4];
+  StepWeights<Types::kWeight> weights;
+  uint32_t b[kTokenTiles][2 * Types::kActivationBytes];
 
   MARCORO_DEVICE void Load(const SharedArray<char>& ring, int step,
                            const SharedArray<char>& activations,
-                           ActivationCursor<kTokenTiles>& cursor) {
+                           ActivationCursor<Types, kTokenTiles>& cursor) {
     weights.Load(ring, step);
     MARCORO_UNROLL_LOOP
     for (int i = 0; i < kTokenTiles; ++i) {
@@ -155,34 +180,81 @@ struct StepOperands {
   }
 
   MARCORO_DEVICE void Multiply(float (&sums)[kTokenTiles][4]) const {
-    uint32_t a[2][4];
-    weights.Unpack(a);
-    MARCORO_UNROLL_LOOP
-    for (int k = 0; k < 2; ++k) {
+    if constexpr (Types::kQuantized) {
       MARCORO_UNROLL_LOOP
       for (int i = 0; i < kTokenTiles; ++i) {
-        const uint32_t half[2] = {b[i][2 * k], b[i][2 * k + 1]};
-        MultiplyMatrix(sums[i], a[k], half);
+        MultiplyCodeMatrix(sums[i], weights.words[0].word, b[i]);
+      }
+    } else {
+      uint32_t a[2][4];
+      weights.Unpack(a);
+      MARCORO_UNROLL_LOOP
+      for (int k = 0; k < 2; ++k) {
+        MARCORO_UNROLL_LOOP
+        for (int i = 0; i < kTokenTiles; ++i) {
+          const uint32_t half[2] = {b[i][2 * k], b[i][2 * k + 1]};
+          MultiplyMatrix(sums[i], a[k], half);
+        }
       }
     }
   }
 };
 
+// The sums of a leaf. Those of E4M3 activations come through sums of few steps.
+template <typename Types, int kTokenTiles>
+class LeafSums {
+ public:
+  using Sums = float[kTokenTiles][4];
+
+  MARCORO_DEVICE void Multiply(const StepOperands<Types, kTokenTiles>& operands) {
+    operands.Multiply(sums_);
+    if constexpr (Types::kQuantized) {
+      if (++steps_ == kPromotedSteps) Promote();
+    }
+  }
+  // Those of all steps.
+  MARCORO_DEVICE const Sums& Finish() {
+    if constexpr (Types::kQuantized) {
+      if (steps_ > 0) Promote();
+      return promoted_;
+    } else {
+      return sums_;
+    }
+  }
+
+ private:
+  MARCORO_DEVICE void Promote() {
+    MARCORO_UNROLL_LOOP
+    for (int i = 0; i < kTokenTiles; ++i) {
+      MARCORO_UNROLL_LOOP
+      for (int j = 0; j < 4; ++j) {
+        promoted_[i][j] = Add(promoted_[i][j], sums_[i][j]);
+        sums_[i][j] = 0;
+      }
+    }
+    steps_ = 0;
+  }
+
+  Sums sums_ = {};
+  Sums promoted_ = {};
+  int steps_ = 0;  // in sums_ that are to be promoted
+};
+
 // sums += the product of the steps that begin at `step` in the ring.
-template <DType kWeight, int kTokenTiles>
+template <typename Types, int kTokenTiles>
 MARCORO_DEVICE void MultiplySteps(const SharedArray<char>& ring, int step, int steps,
                                   const SharedArray<char>& activations,
-                                  ActivationCursor<kTokenTiles>& cursor,
-                                  float (&sums)[kTokenTiles][4]) {
-  StepOperands<kWeight, kTokenTiles> operands;
+                                  ActivationCursor<Types, kTokenTiles>& cursor,
+                                  LeafSums<Types, kTokenTiles>& sums) {
+  StepOperands<Types, kTokenTiles> operands;
   operands.Load(ring, step, activations, cursor);
   for (int i = 1; i < steps; ++i) {
-    StepOperands<kWeight, kTokenTiles> next;
-    next.Load(ring, step + i * StepBytes(kWeight), activations, cursor);
-    operands.Multiply(sums);
+    StepOperands<Types, kTokenTiles> next;
+    next.Load(ring, step + i * StepBytes(Types::kWeight), activations, cursor);
+    sums.Multiply(operands);
     operands = next;
   }
-  operands.Multiply(sums);
+  sums.Multiply(operands);
 }
 
 // The warps' sums, [warp][token][row], and behind them the factors of the block's rows.
@@ -209,28 +281,36 @@ struct SumsInMemory {
     }
   }
 
-  // Sums the leaves of an element of a slot's tile.
-  MARCORO_DEVICE float Sum(const FewTokensWork& work, int slot, int token, int row) const {
+  // Sums the leaves of an element of a slot's tile. token_scales: null if there are none.
+  MARCORO_DEVICE float Sum(const FewTokensWork& work, const SharedArray<float>* token_scales,
+                           int slot, int token, int row) const {
     const int leaves = work.operands.block_leaves;
     const int first = (slot * leaves * kTokens + token) * kSumStride + row;
     const int scale_level = work.operands.weight.layout.scale_level;
     const float factor = factors.Load(slot * kTileRows + row);
     const auto load = [&](int leaf) { return sums.Load(first + leaf * kTokens * kSumStride); };
+    const int segments = BlockSegments(work.operands.weight.layout, leaves);
+    const auto scale = [&](float node, int leaf) {
+      node = Multiply(node, factor);
+      if (token_scales == nullptr) return node;
+      return Multiply(node, token_scales->Load(token * segments + (leaf >> scale_level)));
+    };
     switch (leaves) {
       case 1:
-        return SumTree<1>(0, scale_level, factor, load);
+        return SumTree<1>(0, scale_level, scale, load);
       case 2:
-        return SumTree<2>(0, scale_level, factor, load);
+        return SumTree<2>(0, scale_level, scale, load);
       case 4:
-        return SumTree<4>(0, scale_level, factor, load);
+        return SumTree<4>(0, scale_level, scale, load);
       case 8:
-        return SumTree<8>(0, scale_level, factor, load);
+        return SumTree<8>(0, scale_level, scale, load);
       default:
-        return SumTree<16>(0, scale_level, factor, load);
+        return SumTree<16>(0, scale_level, scale, load);
     }
   }
 
-  MARCORO_DEVICE void WriteOutput(const FewTokensWork& work, int iteration) const {
+  MARCORO_DEVICE void WriteOutput(const FewTokensWork& work, const SharedArray<float>* token_scales,
+                                  int iteration) const {
     const MatmulOutput& out = work.operands.out;
     float* part = out.data + BlockIndexY() * out.part_stride;
     for (int i = ThreadIndex(); i < work.slots * kTokens * kTileRows; i += BlockThreads()) {
@@ -239,25 +319,27 @@ struct SumsInMemory {
       const int slot = i / kTileRows / kTokens;
       const int out_row = TileOf(work, iteration, slot) * kTileRows + row;
       if (token >= work.operands.x.tokens || out_row >= work.operands.weight.layout.rows) continue;
-      part[token * out.stride + out_row] = Sum(work, slot, token, row);
+      part[token * out.stride + out_row] = Sum(work, token_scales, slot, token, row);
     }
   }
 };
 
-template <DType kWeight, int kTokenTiles>
+template <typename Types, int kTokenTiles>
 MARCORO_KERNEL(kMostWarps* kWarpThreads, 1)
 FewTokensKernel(FewTokensWork work) {
   LaunchDependents();
   const MatmulLayout& layout = work.operands.weight.layout;
   const int slot = Warp() / work.operands.block_leaves;
   const int leaf = Warp() % work.operands.block_leaves;
-  WeightRing<kWeight> ring(work, slot, BlockIndexY() * work.operands.block_leaves + leaf);
+  WeightRing<Types::kWeight> ring(work, slot, BlockIndexY() * work.operands.block_leaves + leaf);
   for (int i = 0; i < kRingStages - 1; ++i) ring.CopyStage();
 
   // Weights are under way while the kernel ahead ends: no kernel of a step writes them.
   WaitForKernelAhead();
   const SharedArray<char> activations(0, work.memory.zeros + 16);
-  StoreActivations(work, activations);
+  StoreActivations<Types>(work, activations);
+  SharedArray<float> token_scales(0, 0);
+  if constexpr (Types::kQuantized) token_scales = StoreTokenScales(work);
   SyncBlock();
 
   const SumsInMemory<kTokenTiles> memory(work);
@@ -272,41 +354,48 @@ FewTokensKernel(FewTokensWork work) {
                       ThreadIndex() % kTileRows);
     }
     const bool has_tile = TileOf(work, iteration, slot) < layout.tiles;
-    float sums[kTokenTiles][4] = {};
-    ActivationCursor<kTokenTiles> cursor(work, leaf);
+    LeafSums<Types, kTokenTiles> sums;
+    ActivationCursor<Types, kTokenTiles> cursor(work, leaf);
     for (int step = 0; step < layout.leaf_steps; step += work.stage_steps) {
       WaitCopies<kRingStages - 2>();
       ring.CopyStage();
       const int left = layout.leaf_steps - step;
       if (has_tile) {
-        MultiplySteps<kWeight>(ring.memory(), stage,
-                               left < work.stage_steps ? left : work.stage_steps, activations,
-                               cursor, sums);
+        MultiplySteps(ring.memory(), stage, left < work.stage_steps ? left : work.stage_steps,
+                      activations, cursor, sums);
       }
       stage = ring.Next(stage);
     }
     if (iteration > 0) SyncBlock();  // the sums before these have been read
-    memory.Store(sums);
+    memory.Store(sums.Finish());
     if (ThreadIndex() < work.slots * kTileRows) memory.factors.Store(ThreadIndex(), factor.Value());
     SyncBlock();
-    memory.WriteOutput(work, iteration);
+    memory.WriteOutput(work, Types::kQuantized ? &token_scales : nullptr, iteration);
   }
   WaitCopies<0>();
 }
 
 using Kernel = void (*)(FewTokensWork);
 
-template <DType kWeight>
+template <DType kWeight, DType kActivation>
 Kernel KernelFor(int token_tiles) {
+  using Types = MatmulTypes<kWeight, kActivation>;
   switch (token_tiles) {
     case 1:
-      return FewTokensKernel<kWeight, 1>;
+      return FewTokensKernel<Types, 1>;
     case 2:
-      return FewTokensKernel<kWeight, 2>;
+      return FewTokensKernel<Types, 2>;
     default:
       MARCORO_CHECK(token_tiles == 4);
-      return FewTokensKernel<kWeight, 4>;
+      return FewTokensKernel<Types, 4>;
   }
+}
+
+Kernel KernelFor(DType weight, const MatmulPlan& plan) {
+  if (weight == DType::kBF16) return KernelFor<DType::kBF16, DType::kBF16>(plan.token_tiles);
+  return plan.activations == DType::kF8E4M3
+             ? KernelFor<DType::kF8E4M3, DType::kF8E4M3>(plan.token_tiles)
+             : KernelFor<DType::kF8E4M3, DType::kBF16>(plan.token_tiles);
 }
 
 }  // namespace
@@ -315,10 +404,16 @@ FewTokensMemory LayOutFewTokens(const MatmulLayout& layout, DType dtype, const M
                                 int tokens) {
   FewTokensMemory memory;
   const int warps = plan.slots * plan.block_leaves;
-  const int row_bytes = plan.block_leaves * layout.leaf_steps * kStepColumns * 2;
+  const int row_bytes = plan.block_leaves * layout.leaf_steps * kStepColumns *
+                        static_cast<int>(SizeOf(plan.activations));
   memory.token_bytes = (row_bytes + 127) / 128 * 128 + 16;
   memory.zeros = tokens * memory.token_bytes;
-  memory.sums = memory.zeros + 16;
+  memory.token_scales = memory.zeros + 16;
+  // The ring needs multiples of 16.
+  const int scales = plan.activations == DType::kF8E4M3
+                         ? (tokens * BlockSegments(layout, plan.block_leaves) + 3) / 4 * 4
+                         : 0;
+  memory.sums = memory.token_scales + scales * static_cast<int>(sizeof(float));
   memory.ring = memory.sums + (warps * plan.token_tiles * 8 * kSumStride + plan.slots * kTileRows) *
                                   static_cast<int>(sizeof(float));
   memory.end = memory.ring + warps * kRingStages * plan.stage_steps * StepBytes(dtype);
@@ -337,9 +432,7 @@ void MultiplyFewTokens(Stream stream, const MatmulPlan& plan, DType dtype,
                              .threads = plan.slots * plan.block_leaves * kWarpThreads,
                              .shared_bytes = work.memory.end,
                              .overlaps_kernel_ahead = true};
-  const Kernel kernel = dtype == DType::kF8E4M3 ? KernelFor<DType::kF8E4M3>(plan.token_tiles)
-                                                : KernelFor<DType::kBF16>(plan.token_tiles);
-  Launch(stream, shape, kernel, work);
+  Launch(stream, shape, KernelFor(dtype, plan), work);
 }
 
 }  // namespace marcoro::cuda

@@ -90,6 +90,17 @@ MARCORO_DEVICE Words4 LoadUnit(const uint16_t* from, int limit, bool vectors) {
   return words;
 }
 
+// Sixteen codes of a row, likewise.
+MARCORO_DEVICE Words4 LoadUnit(const uint8_t* from, int limit, bool vectors) {
+  if (vectors && limit >= 16) return *reinterpret_cast<const Words4*>(from);
+  Words4 words = {};
+  MARCORO_UNROLL_LOOP
+  for (int i = 0; i < 16; ++i) {
+    if (i < limit) words.word[i / 4] |= static_cast<uint32_t>(from[i]) << (i % 4 * 8);
+  }
+  return words;
+}
+
 // What a row's segments are multiplied by. Rows beyond the last have none.
 struct RawFactor {
   float scale = 1.0f;
@@ -108,18 +119,18 @@ struct RawFactor {
 };
 
 // The balanced tree over load(first), …, load(first + kCount - 1). They are nodes of the given
-// level of a product's tree; what comes to scale_level is multiplied by the factor.
-template <int kCount, typename Load>
-MARCORO_DEVICE float SumTree(int level, int scale_level, float factor, const Load& load,
+// level of a product's tree; what comes to scale_level is scaled: scale(node, its first).
+template <int kCount, typename Load, typename Scale>
+MARCORO_DEVICE float SumTree(int level, int scale_level, const Scale& scale, const Load& load,
                              int first = 0) {
   float node;
   if constexpr (kCount == 1) {
     node = load(first);
   } else {
-    node = Add(SumTree<kCount / 2>(level, scale_level, factor, load, first),
-               SumTree<kCount / 2>(level, scale_level, factor, load, first + kCount / 2));
+    node = Add(SumTree<kCount / 2>(level, scale_level, scale, load, first),
+               SumTree<kCount / 2>(level, scale_level, scale, load, first + kCount / 2));
   }
-  return level + Log2(kCount) == scale_level ? Multiply(node, factor) : node;
+  return level + Log2(kCount) == scale_level ? scale(node, first) : node;
 }
 
 }  // namespace marcoro::cuda

@@ -1,6 +1,8 @@
 // The parts of a matmul on the device, one file each.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/matmul_layout.h"
 #include "kernels/cuda/matmul_plan.h"
@@ -14,12 +16,25 @@ struct MatmulOutput {
   int64_t part_stride = 0;
 };
 
-// Rows of BF16. `vectors`: those of all leaves begin at multiples of 16 bytes.
+// Rows of BF16, or of E4M3 with scales[token * scale_stride + segment]. `vectors`: those of all
+// leaves begin at multiples of 16 bytes.
 struct ActivationView {
-  const uint16_t* data = nullptr;
-  int64_t stride = 0;
+  const void* data = nullptr;
+  int64_t stride = 0;  // in elements
   int tokens = 0;
   bool vectors = false;
+  const float* scales = nullptr;
+  int64_t scale_stride = 0;
+};
+
+// The types of a product's operands. Two of E4M3 are multiplied as they are; weights of E4M3 become
+// BF16 where the activations are.
+template <DType kWeightType, DType kActivationType>
+struct MatmulTypes {
+  static constexpr DType kWeight = kWeightType;
+  static constexpr bool kQuantized = kActivationType == DType::kF8E4M3;
+  using Activation = std::conditional_t<kQuantized, uint8_t, uint16_t>;
+  static constexpr int kActivationBytes = static_cast<int>(sizeof(Activation));
 };
 
 struct MatmulOperands {
@@ -37,10 +52,11 @@ inline constexpr int kMostWarps = 16;
 
 // Where the few tokens' kernel keeps what in shared memory, in bytes.
 struct FewTokensMemory {
-  int token_bytes = 0;  // from one token's activations to the next's
-  int zeros = 0;        // 16 bytes for tokens that there are not; before them the activations
-  int sums = 0;         // of the warps
-  int ring = 0;         // of weights
+  int token_bytes = 0;   // from one token's activations to the next's
+  int zeros = 0;         // 16 bytes for tokens that there are not; before them the activations
+  int token_scales = 0;  // of E4M3, of the block's segments
+  int sums = 0;          // of the warps
+  int ring = 0;          // of weights
   int end = 0;
 };
 FewTokensMemory LayOutFewTokens(const MatmulLayout& layout, DType dtype, const MatmulPlan& plan,
@@ -67,8 +83,8 @@ void MultiplyByWarpgroups(Stream stream, const MatmulPlan& plan, DType dtype,
 // *there, in device memory, becomes 1 if the program holds that kernel for this GPU, else 0.
 void FindWarpgroups(Stream stream, int* there);
 
-// out = the tree over the parts, which are nodes of the given level.
-void SumParts(Stream stream, const WeightView& weight, const MatmulOutput& parts, int part_count,
-              int level, int tokens, const MatmulOutput& out);
+// out = the tree over the operands' output, whose parts are nodes of the given level.
+void SumParts(Stream stream, const MatmulOperands& operands, int part_count, int level,
+              const MatmulOutput& out);
 
 }  // namespace marcoro::cuda

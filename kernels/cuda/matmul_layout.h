@@ -5,11 +5,14 @@
 // segment's sum is multiplied by its row's scale on its way up. How a segment is cut depends on its
 // length only, so that shards of a weight have the same leaves as the whole. Two leaves where they
 // stay long: one token's work then has enough warps to keep a GPU's memory busy, and many tokens'
-// work rarely stops to fold.
+// work rarely stops to fold. Tensor cores sum products of two E4M3 with some 22 bits: of every 128
+// columns of a leaf, from its first one on, the sum begins at zero, and is added to the leaf's in
+// F32.
 //
 // Memory. Tiles of 16 rows, each contiguous; in a tile its leaves; in a leaf, padded with zeros,
 // steps of 32 columns; in a step the A fragments of two m16n8k16 products in the order of lanes, so
-// that a lane loads 16 bytes at once (E4M3; twice 16 of BF16) and a warp what is contiguous.
+// that a lane loads 16 bytes at once (E4M3; twice 16 of BF16) and a warp what is contiguous. For
+// activations of E4M3 a step is the A fragment of one m16n8k32 product: codes as they are.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +23,8 @@ namespace marcoro::cuda {
 
 inline constexpr int kTileRows = 16;
 inline constexpr int kStepColumns = 32;
+// Steps of a sum of products of two E4M3, before it is added to its leaf's.
+inline constexpr int kPromotedSteps = 4;
 // Segments that are at least twice this long, and even in their number of steps, have two leaves.
 inline constexpr int kShortestHalf = 2048;
 

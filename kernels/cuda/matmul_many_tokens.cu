@@ -15,6 +15,11 @@
 // others, and all with 128 tokens, wait in shared memory, each thread's sums in its own place: 64
 // or 128 KB a level. For two leaves of 2048 columns that adds 3 % to shared memory's traffic, for
 // eight of 512 (with 64 tokens) 8 %.
+//
+// With activations of E4M3 a stage has 128 columns: the sum of its products begins at zero in
+// registers and is then added to the leaf's, 4 additions for 4 products of 32 columns. Weights are
+// fragments already. Two stages, one of them under way: 40 or 48 KB, while the other one's products
+// take 1000 cycles or more; a third would leave no room for the tree.
 #include "kernels/check.h"
 #include "kernels/cuda/device/async_copy.h"
 #include "kernels/cuda/matmul_fragments.h"
@@ -27,19 +32,26 @@ namespace {
 constexpr int kMostThreads = kMostManyWarps * kWarpThreads;
 
 // What follows from the types and sizes.
-template <DType kWeightType, int kTokenTileCount>
+template <DType kWeightType, DType kActivationType, int kTokenTileCount>
 struct Shape {
+  using Types = MatmulTypes<kWeightType, kActivationType>;
+  using Activation = typename Types::Activation;
   static constexpr DType kWeight = kWeightType;
+  static constexpr bool kQuantized = Types::kQuantized;
   static constexpr int kTilesOfWarp = kWarpRows / kTileRows;
   static constexpr int kTileJump = kTileRows;
   static constexpr int kTokenTiles = kTokenTileCount;
   static constexpr int kTokens = kTokenTiles * 8;
-  static constexpr int kStageSteps = kWeight == DType::kF8E4M3 ? 2 : 1;
+  static constexpr int kStageSteps = kQuantized                  ? kPromotedSteps
+                                     : kWeight == DType::kF8E4M3 ? 2
+                                                                 : 1;
   static constexpr int kStageColumns = kStageSteps * kStepColumns;
-  static constexpr int kUnits = kStageColumns / 8;  // of 16 bytes, of a token in a stage
-  static constexpr int kStages = kTokenTiles == 8 ? 4 : 3;
+  static constexpr int kUnitColumns = 16 / Types::kActivationBytes;
+  static constexpr int kUnits = kStageColumns / kUnitColumns;  // of a token in a stage
+  static constexpr int kStages = kQuantized ? 2 : kTokenTiles == 8 ? 4 : 3;
   static constexpr int kWarpStageBytes = kTilesOfWarp * kStageSteps * StepBytes(kWeight);
-  static constexpr int kTokenStageBytes = kTokens * kStageColumns * 2;
+  static constexpr int kTokenBytes = kStageColumns * Types::kActivationBytes;
+  static constexpr int kTokenStageBytes = kTokens * kTokenBytes;
   // Levels of the tree that wait in registers.
   static constexpr int kRegisterLevels = kTokenTiles == 8 ? 1 : 0;
 
@@ -53,7 +65,8 @@ struct Shape {
   }
   static constexpr int SharedBytes(int warps, int block_leaves) {
     return kStages * StageBytes(warps) +
-           SharedLevels(block_leaves) * kLevelFloats * static_cast<int>(sizeof(float));
+           (SharedLevels(block_leaves) * kLevelFloats + (kQuantized ? block_leaves * kTokens : 0)) *
+               static_cast<int>(sizeof(float));
   }
 };
 
@@ -132,31 +145,33 @@ class StageCopies {
   // so that their places have one swizzle.
   MARCORO_DEVICE void CopyActivations() {
     const ActivationView& x = operands_.x;
-    const bool has_columns = unit_ * 8 < ColumnsLeft();
-    const uint16_t* from = ActivationsFrom();
+    const bool has_columns = unit_ * S::kUnitColumns < ColumnsLeft();
+    const auto* from = ActivationsFrom();
     int to = TokenOffset(slot_) + Unit(token_, unit_) * 16;
     for (int token = token_; token < S::kTokens; token += token_jump_) {
       const bool valid = has_columns && first_token_ + token < x.tokens;
       CopyAsync16(memory_.Address(to), valid ? from : x.data, valid);
       from += token_jump_ * x.stride;
-      to += token_jump_ * S::kStageColumns * 2;
+      to += token_jump_ * S::kTokenBytes;
     }
   }
   // The same of rows that are not aligned.
   MARCORO_DEVICE void StoreActivations() {
-    const uint16_t* from = ActivationsFrom();
+    const auto* from = ActivationsFrom();
     for (int token = token_; token < S::kTokens; token += token_jump_) {
       const bool valid = first_token_ + token < operands_.x.tokens;
       memory_.StoreAs(TokenOffset(slot_) + Unit(token, unit_) * 16,
-                      LoadUnit(from, valid ? ColumnsLeft() - unit_ * 8 : 0, /*vectors=*/false));
+                      LoadUnit(from, valid ? ColumnsLeft() - unit_ * S::kUnitColumns : 0,
+                               /*vectors=*/false));
       from += token_jump_ * operands_.x.stride;
     }
   }
   // The thread's unit of its first token.
-  MARCORO_DEVICE const uint16_t* ActivationsFrom() const {
-    return operands_.x.data + (first_token_ + token_) * operands_.x.stride +
+  MARCORO_DEVICE const typename S::Activation* ActivationsFrom() const {
+    return static_cast<const typename S::Activation*>(operands_.x.data) +
+           (first_token_ + token_) * operands_.x.stride +
            static_cast<int64_t>(first_leaf_ + leaf_) * operands_.weight.layout.leaf_columns +
-           stage_ * S::kStageColumns + unit_ * 8;
+           stage_ * S::kStageColumns + unit_ * S::kUnitColumns;
   }
   MARCORO_DEVICE int ColumnsLeft() const {
     return operands_.weight.layout.leaf_columns - stage_ * S::kStageColumns;
@@ -203,7 +218,7 @@ MARCORO_DEVICE void MultiplyStage(const StageCopies<S>& copies, int slot, int st
       uint32_t b[2][4];
       MARCORO_UNROLL_LOOP
       for (int j = 0; j < 2; ++j) {
-        LoadMatrices(b[j], memory.Address(mine + (i + j) * 8 * S::kStageColumns * 2));
+        LoadMatrices(b[j], memory.Address(mine + (i + j) * 8 * S::kTokenBytes));
       }
       MARCORO_UNROLL_LOOP
       for (int k = 0; k < 2; ++k) {
@@ -220,6 +235,61 @@ MARCORO_DEVICE void MultiplyStage(const StageCopies<S>& copies, int slot, int st
   }
 }
 
+// The same of codes: the stage's sum begins at zero.
+template <typename S>
+MARCORO_DEVICE void MultiplyCodeStage(const StageCopies<S>& copies, int slot, int steps,
+                                      WarpSums<S>& sums) {
+  // Tiles of tokens, each of which makes two independent sums. Registers, beside a level of the
+  // tree, are too few for two of them.
+  constexpr int kAtOnce = S::kRegisterLevels > 0 ? 1 : 2;
+  const SharedArray<char>& memory = copies.memory();
+  const int tokens = copies.TokenOffset(slot);
+  StepWeights<S::kWeight> a[S::kTilesOfWarp][S::kStageSteps];
+  MARCORO_UNROLL_LOOP
+  for (int step = 0; step < S::kStageSteps; ++step) {
+    if (step >= steps) break;
+    MARCORO_UNROLL_LOOP
+    for (int tile = 0; tile < S::kTilesOfWarp; ++tile) {
+      a[tile][step].Load(
+          memory, copies.WarpOffset(slot) + (tile * S::kStageSteps + step) * StepBytes(S::kWeight));
+    }
+  }
+  MARCORO_UNROLL_LOOP
+  for (int i = 0; i < S::kTokenTiles; i += kAtOnce) {
+    float stage[S::kTilesOfWarp][kAtOnce][4] = {};
+    MARCORO_UNROLL_LOOP
+    for (int pair = 0; pair < S::kStageSteps; pair += 2) {  // of steps, that one load brings
+      const int mine = tokens + copies.Unit(Lane() % 8, pair * 2 + Lane() / 8) * 16;
+      uint32_t b[kAtOnce][4];
+      MARCORO_UNROLL_LOOP
+      for (int j = 0; j < kAtOnce; ++j) {
+        LoadMatrices(b[j], memory.Address(mine + (i + j) * 8 * S::kTokenBytes));
+      }
+      MARCORO_UNROLL_LOOP
+      for (int k = 0; k < 2; ++k) {
+        if (pair + k >= steps) break;
+        MARCORO_UNROLL_LOOP
+        for (int j = 0; j < kAtOnce; ++j) {
+          const uint32_t half[2] = {b[j][2 * k], b[j][2 * k + 1]};
+          MARCORO_UNROLL_LOOP
+          for (int tile = 0; tile < S::kTilesOfWarp; ++tile) {
+            MultiplyCodeMatrix(stage[tile][j], a[tile][pair + k].words[0].word, half);
+          }
+        }
+      }
+    }
+    MARCORO_UNROLL_LOOP
+    for (int j = 0; j < kAtOnce; ++j) {
+      MARCORO_UNROLL_LOOP
+      for (int tile = 0; tile < S::kTilesOfWarp; ++tile) {
+        float(&sum)[4] = sums.c[WarpSums<S>::Fragment(tile, i + j)];
+        MARCORO_UNROLL_LOOP
+        for (int e = 0; e < 4; ++e) sum[e] = Add(sum[e], stage[tile][j][e]);
+      }
+    }
+  }
+}
+
 // sums = the product of the next leaf, whose first stage lies in `slot`.
 template <typename S>
 MARCORO_DEVICE void MultiplyLeaf(const MatmulLayout& layout, StageCopies<S>& copies, int& slot,
@@ -230,7 +300,12 @@ MARCORO_DEVICE void MultiplyLeaf(const MatmulLayout& layout, StageCopies<S>& cop
     SyncBlock();  // all have their copies, and are done with the stage that is copied over now
     copies.CopyStage();
     if (copies.first_tile() < layout.tiles) {
-      MultiplyStage(copies, slot, layout.leaf_steps - stage * S::kStageSteps, sums);
+      const int steps = layout.leaf_steps - stage * S::kStageSteps;
+      if constexpr (S::kQuantized) {
+        MultiplyCodeStage(copies, slot, steps, sums);
+      } else {
+        MultiplyStage(copies, slot, steps, sums);
+      }
     }
     slot = slot + 1 == S::kStages ? 0 : slot + 1;
   }
@@ -264,29 +339,36 @@ void LaunchShapeOf(Stream stream, const MatmulPlan& plan, const MatmulOperands& 
   Launch(stream, shape, ManyTokensKernel<S>, operands);
 }
 
+// function(Shape) of the weights' type and the plan.
+template <DType kWeight, DType kActivation, typename Function>
+auto ForTokenTiles(int token_tiles, const Function& function) {
+  if (token_tiles == 8) return function(Shape<kWeight, kActivation, 8>());
+  return function(Shape<kWeight, kActivation, 16>());
+}
+template <typename Function>
+auto ForShape(DType weight, const MatmulPlan& plan, const Function& function) {
+  if (weight == DType::kBF16) {
+    return ForTokenTiles<DType::kBF16, DType::kBF16>(plan.token_tiles, function);
+  }
+  if (plan.activations == DType::kBF16) {
+    return ForTokenTiles<DType::kF8E4M3, DType::kBF16>(plan.token_tiles, function);
+  }
+  return ForTokenTiles<DType::kF8E4M3, DType::kF8E4M3>(plan.token_tiles, function);
+}
+
 }  // namespace
 
 int ManyTokensSharedBytes(DType dtype, const MatmulPlan& plan) {
-  if (dtype == DType::kF8E4M3) {
-    return plan.token_tiles == 8
-               ? Shape<DType::kF8E4M3, 8>::SharedBytes(plan.warps, plan.block_leaves)
-               : Shape<DType::kF8E4M3, 16>::SharedBytes(plan.warps, plan.block_leaves);
-  }
-  return plan.token_tiles == 8
-             ? Shape<DType::kBF16, 8>::SharedBytes(plan.warps, plan.block_leaves)
-             : Shape<DType::kBF16, 16>::SharedBytes(plan.warps, plan.block_leaves);
+  return ForShape(dtype, plan, [&](auto shape) {
+    return decltype(shape)::SharedBytes(plan.warps, plan.block_leaves);
+  });
 }
 
 void MultiplyManyTokens(Stream stream, const MatmulPlan& plan, DType dtype,
                         const MatmulOperands& operands) {
   MARCORO_CHECK(plan.token_tiles == 8 || plan.token_tiles == 16);
-  if (dtype == DType::kF8E4M3) {
-    if (plan.token_tiles == 8)
-      return LaunchShapeOf<Shape<DType::kF8E4M3, 8>>(stream, plan, operands);
-    return LaunchShapeOf<Shape<DType::kF8E4M3, 16>>(stream, plan, operands);
-  }
-  if (plan.token_tiles == 8) return LaunchShapeOf<Shape<DType::kBF16, 8>>(stream, plan, operands);
-  return LaunchShapeOf<Shape<DType::kBF16, 16>>(stream, plan, operands);
+  ForShape(dtype, plan,
+           [&](auto shape) { LaunchShapeOf<decltype(shape)>(stream, plan, operands); });
 }
 
 }  // namespace marcoro::cuda

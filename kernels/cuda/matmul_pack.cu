@@ -66,6 +66,25 @@ MARCORO_DEVICE uint32_t PackStep(const LeafOfTile<uint8_t>& leaf, int step, char
   return nan_rows;
 }
 
+// The same for activations of E4M3.
+MARCORO_DEVICE uint32_t PackCodeStep(const LeafOfTile<uint8_t>& leaf, int step, char* to) {
+  uint32_t nan_rows = 0;
+  Words4 words = {};
+  MARCORO_UNROLL_LOOP
+  for (int w = 0; w < 4; ++w) {
+    const int row = FragmentRow(w);
+    const int column = step * kStepColumns + w / 2 * 16 + Lane() % 4 * 4;
+    MARCORO_UNROLL_LOOP
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t code = leaf.At(row, column + i);
+      if (IsNanCode(code)) nan_rows |= 1u << row;
+      words.word[w] |= code << (i * 8);
+    }
+  }
+  *reinterpret_cast<Words4*>(to + Lane() * 16) = words;
+  return nan_rows;
+}
+
 MARCORO_DEVICE uint32_t PackStep(const LeafOfTile<uint16_t>& leaf, int step, char* to) {
   MARCORO_UNROLL_LOOP
   for (int k = 0; k < 2; ++k) {
@@ -92,7 +111,7 @@ MARCORO_DEVICE uint32_t OrOverBlock(uint32_t bits) {
   return bits;
 }
 
-template <DType kWeight, typename Element>
+template <DType kWeight, typename Element, bool kCodes>
 MARCORO_KERNEL(kThreads, 1)
 PackKernel(PackWork work) {
   const MatmulLayout& layout = work.layout;
@@ -110,8 +129,12 @@ PackKernel(PackWork work) {
         .columns = work.columns,
         .rows = layout.rows - first_row,
         .leaf_columns = layout.leaf_columns};
-    nan_rows |= PackStep(elements, i % layout.leaf_steps,
-                         to + static_cast<int64_t>(i) * StepBytes(kWeight));
+    char* step = to + static_cast<int64_t>(i) * StepBytes(kWeight);
+    if constexpr (kCodes) {
+      nan_rows |= PackCodeStep(elements, i % layout.leaf_steps, step);
+    } else {
+      nan_rows |= PackStep(elements, i % layout.leaf_steps, step);
+    }
   }
   if (work.nan_rows == nullptr) return;
   nan_rows = OrOverBlock(nan_rows);
@@ -129,7 +152,7 @@ size_t WeightBytes(const WeightShape& shape) {
 }
 
 void PackWeight(Stream stream, const PackedWeight& weight, int64_t first_row, int64_t count,
-                const void* source) {
+                const void* source, DType activations) {
   const WeightView view = MakeWeightView(weight);
   const PackWork work = {.layout = view.layout,
                          .columns = weight.shape.columns,
@@ -140,10 +163,12 @@ void PackWeight(Stream stream, const PackedWeight& weight, int64_t first_row, in
   const LaunchShape shape = {.grid_x = static_cast<int>((count + kTileRows - 1) / kTileRows),
                              .threads = kThreads,
                              .shared_bytes = kWarps * static_cast<int>(sizeof(uint32_t))};
-  if (weight.shape.dtype == DType::kF8E4M3) {
-    Launch(stream, shape, PackKernel<DType::kF8E4M3, uint8_t>, work);
+  if (weight.shape.dtype == DType::kBF16) {
+    Launch(stream, shape, PackKernel<DType::kBF16, uint16_t, false>, work);
+  } else if (activations == DType::kF8E4M3) {
+    Launch(stream, shape, PackKernel<DType::kF8E4M3, uint8_t, true>, work);
   } else {
-    Launch(stream, shape, PackKernel<DType::kBF16, uint16_t>, work);
+    Launch(stream, shape, PackKernel<DType::kF8E4M3, uint8_t, false>, work);
   }
 }
 

@@ -12,6 +12,8 @@ constexpr int kThreads = 256;
 
 struct PartsWork {
   WeightView weight;
+  const float* token_scales = nullptr;  // null for BF16
+  int64_t token_scale_stride = 0;
   MatmulOutput parts;
   MatmulOutput out;
   int level = 0;
@@ -21,7 +23,8 @@ struct PartsWork {
 
 // The tree over a number of parts that is not known before: like a binary counter, node i of a
 // level waits for node i + 1.
-MARCORO_DEVICE float SumManyParts(const PartsWork& work, const float* part, float factor) {
+template <typename Scale>
+MARCORO_DEVICE float SumManyParts(const PartsWork& work, const float* part, const Scale& scale) {
   constexpr int kMostLevels = 10;
   float waiting[kMostLevels];
   float node = 0;
@@ -33,7 +36,7 @@ MARCORO_DEVICE float SumManyParts(const PartsWork& work, const float* part, floa
       if (!carries) continue;
       if ((i >> height & 1) != 0) {
         node = Add(waiting[height], node);
-        if (work.level + height + 1 == work.scale_level) node = Multiply(node, factor);
+        if (work.level + height + 1 == work.scale_level) node = scale(node, i);
       } else {
         waiting[height] = node;
         carries = false;
@@ -53,40 +56,48 @@ MARCORO_KERNEL(kThreads, 1) SumPartsKernel(PartsWork work) {
   RawFactor raw;
   raw.Load(work.weight, row);
   const float factor = raw.Value();
+  const auto scale = [&](float node, int i) {
+    node = Multiply(node, factor);
+    if (work.token_scales == nullptr) return node;
+    const int segment = i >> (work.scale_level - work.level);
+    return Multiply(node, work.token_scales[token * work.token_scale_stride + segment]);
+  };
   const auto load = [&](int i) { return part[i * work.parts.part_stride]; };
   float sum;
   switch (work.part_count) {
     case 2:
-      sum = SumTree<2>(work.level, work.scale_level, factor, load);
+      sum = SumTree<2>(work.level, work.scale_level, scale, load);
       break;
     case 4:
-      sum = SumTree<4>(work.level, work.scale_level, factor, load);
+      sum = SumTree<4>(work.level, work.scale_level, scale, load);
       break;
     case 8:
-      sum = SumTree<8>(work.level, work.scale_level, factor, load);
+      sum = SumTree<8>(work.level, work.scale_level, scale, load);
       break;
     default:
-      sum = SumManyParts(work, part, factor);
+      sum = SumManyParts(work, part, scale);
   }
   work.out.data[token * work.out.stride + row] = sum;
 }
 
 }  // namespace
 
-void SumParts(Stream stream, const WeightView& weight, const MatmulOutput& parts, int part_count,
-              int level, int tokens, const MatmulOutput& out) {
+void SumParts(Stream stream, const MatmulOperands& operands, int part_count, int level,
+              const MatmulOutput& out) {
   MARCORO_CHECK(part_count <= 1024);
-  const int scale_level = weight.layout.scale_level;
-  const LaunchShape shape = {.grid_x = (weight.layout.rows + kThreads - 1) / kThreads,
-                             .grid_y = tokens,
+  const MatmulLayout& layout = operands.weight.layout;
+  const LaunchShape shape = {.grid_x = (layout.rows + kThreads - 1) / kThreads,
+                             .grid_y = operands.x.tokens,
                              .threads = kThreads,
                              .overlaps_kernel_ahead = true};
   Launch(stream, shape, SumPartsKernel,
-         PartsWork{.weight = weight,
-                   .parts = parts,
+         PartsWork{.weight = operands.weight,
+                   .token_scales = operands.x.scales,
+                   .token_scale_stride = operands.x.scale_stride,
+                   .parts = operands.out,
                    .out = out,
                    .level = level,
-                   .scale_level = scale_level > level ? scale_level : -1,
+                   .scale_level = layout.scale_level > level ? layout.scale_level : -1,
                    .part_count = part_count});
 }
 

@@ -23,6 +23,7 @@ struct MatmulPlan {
   // Few tokens: activations stay in shared memory, blocks walk over tiles. Many: a block has its
   // own rows and tokens, and both operands pass through shared memory.
   bool few_tokens = false;
+  DType activations = DType::kBF16;
   int token_tiles = 0;   // of 8 tokens, that a block computes at once
   int block_leaves = 0;  // a power of two; neighbours, that a block sums itself
   int parts = 0;         // leaves / block_leaves: blocks whose sums pass through scratch memory
@@ -39,13 +40,14 @@ struct MatmulPlan {
   friend bool operator==(const MatmulPlan&, const MatmulPlan&) = default;
 };
 
-MatmulPlan PlanMatmul(const WeightShape& shape, int64_t tokens, const MatmulLimits& limits);
+MatmulPlan PlanMatmul(const WeightShape& shape, int64_t tokens, const MatmulLimits& limits,
+                      DType activations = DType::kBF16);
 
 // Bytes of scratch memory that it takes.
 size_t PlanScratchBytes(const MatmulPlan& plan, const WeightShape& shape, int64_t tokens);
 
-// Matmul by a given plan for these tokens.
+// Matmul by a given plan for these tokens; MultiplyQuantized with scales.
 void RunMatmul(Stream stream, const MatmulPlan& plan, const Tensor& x, const PackedWeight& weight,
-               const Tensor& out, void* scratch);
+               const Tensor& out, void* scratch, const Tensor* token_scales = nullptr);
 
 }  // namespace marcoro::cuda

@@ -5,6 +5,7 @@
 //   kTilesOfWarp     tiles of 16 rows that a warp has
 //   kTileJump        rows from one of them to the next
 //   kTokenTiles      tiles of 8 tokens that a block has; kTokens, tokens
+//   kQuantized       whether activations are E4M3
 //   kRegisterLevels  levels of the tree that wait in registers, outside this file
 //   kLevelFloats     of shared memory, that a level waits in
 //   SharedLevels(block_leaves)
@@ -53,6 +54,14 @@ struct WarpSums {
       }
     }
   }
+  // Each by its token's scale, of which the block's lie from `first` on.
+  MARCORO_DEVICE void ScaleTokens(const SharedArray<float>& memory, int first) {
+    MARCORO_UNROLL_LOOP
+    for (int i = 0; i < kFragments; ++i) {
+      MARCORO_UNROLL_LOOP
+      for (int j = 0; j < 4; ++j) c[i][j] = Multiply(c[i][j], memory.Load(first + Token(i, j)));
+    }
+  }
   MARCORO_DEVICE void Add(const WarpSums& left) {
     MARCORO_UNROLL_LOOP
     for (int i = 0; i < kFragments; ++i) {
@@ -80,24 +89,33 @@ struct WarpSums {
 };
 
 // The tree: nodes wait in shared memory, from `memory_offset` on, for their right neighbours.
+// Tokens' scales lie behind them.
 template <typename S>
 class SumsTree {
  public:
   MARCORO_DEVICE SumsTree(const MatmulOperands& operands, int first_row, int memory_offset)
-      : leaves_(operands.block_leaves),
+      : weight_(operands.weight),
+        first_row_(first_row),
+        leaves_(operands.block_leaves),
         scale_level_(operands.weight.layout.scale_level),
-        memory_(memory_offset, S::SharedLevels(leaves_) * S::kLevelFloats) {
-    MARCORO_UNROLL_LOOP
-    for (int i = 0; i < 2 * S::kTilesOfWarp; ++i) {
-      RawFactor raw;
-      raw.Load(operands.weight, first_row + i / 2 * S::kTileJump + i % 2 * 8 + Lane() / 4);
-      factor_[i] = raw.Value();
-    }
+        memory_(memory_offset, FirstTokenScale() + (S::kQuantized ? leaves_ * S::kTokens : 0)) {
+    if constexpr (S::kQuantized) StoreTokenScales(operands.x);
+    if constexpr (!kReadsFactors) LoadFactors(factor_);
   }
 
-  // For sums that have become nodes of the given level.
-  MARCORO_DEVICE void ScaleAt(int level, WarpSums<S>& sums) const {
-    if (level == scale_level_) sums.Scale(factor_);
+  // For sums that have become the node of the given level that ends with `leaf`.
+  MARCORO_DEVICE void ScaleAt(int level, int leaf, WarpSums<S>& sums) const {
+    if (level != scale_level_) return;
+    if constexpr (kReadsFactors) {
+      float factor[2 * S::kTilesOfWarp];
+      LoadFactors(factor);
+      sums.Scale(factor);
+    } else {
+      sums.Scale(factor_);
+    }
+    if constexpr (S::kQuantized) {
+      sums.ScaleTokens(memory_, FirstTokenScale() + (leaf >> scale_level_) * S::kTokens);
+    }
   }
   // Takes the node of the lowest level that ends with `leaf`; the last one turns into the sum of
   // all.
@@ -105,19 +123,45 @@ class SumsTree {
     int level = S::kRegisterLevels;
     while ((leaf >> level & 1) != 0) {
       sums.Add(memory_, FirstOfLevel(level));
-      ScaleAt(++level, sums);
+      ScaleAt(++level, leaf, sums);
     }
     if (leaf + 1 < leaves_) sums.Store(memory_, FirstOfLevel(level));
   }
 
  private:
+  // Whether rows' factors are read for each segment: two kinds of sums and a level of the tree
+  // leave no registers for them.
+  static constexpr bool kReadsFactors = S::kQuantized && S::kRegisterLevels > 0;
+
+  MARCORO_DEVICE void LoadFactors(float (&factor)[2 * S::kTilesOfWarp]) const {
+    MARCORO_UNROLL_LOOP
+    for (int i = 0; i < 2 * S::kTilesOfWarp; ++i) {
+      RawFactor raw;
+      raw.Load(weight_, first_row_ + i / 2 * S::kTileJump + i % 2 * 8 + Lane() / 4);
+      factor[i] = raw.Value();
+    }
+  }
+  // [segment of the block][token], behind the levels.
+  MARCORO_DEVICE int FirstTokenScale() const { return S::SharedLevels(leaves_) * S::kLevelFloats; }
+  // There for all after the block's next barrier.
+  MARCORO_DEVICE void StoreTokenScales(const ActivationView& x) const {
+    const int first_segment = BlockIndexZ() * leaves_ >> scale_level_;
+    for (int i = ThreadIndex(); i < (leaves_ >> scale_level_) * S::kTokens; i += BlockThreads()) {
+      const int64_t token = BlockIndexX() * S::kTokens + i % S::kTokens;
+      const float* scales = x.scales + token * x.scale_stride + first_segment;
+      memory_.Store(FirstTokenScale() + i, token < x.tokens ? scales[i / S::kTokens] : 0.0f);
+    }
+  }
   MARCORO_DEVICE static int FirstOfLevel(int level) {
     return (level - S::kRegisterLevels) * S::kLevelFloats + ThreadIndex();
   }
 
+  const WeightView& weight_;
+  int first_row_;
   int leaves_;
   int scale_level_;
   SharedArray<float> memory_;
+  // Of the rows.
   float factor_[2 * S::kTilesOfWarp];
 };
 
@@ -128,14 +172,14 @@ MARCORO_DEVICE void SumLeaves(const MatmulOperands& operands, const SumsTree<S>&
                               WarpSums<S>& sums, const MultiplyLeaf& multiply_leaf) {
   for (int leaf = 0; leaf < operands.block_leaves; ++leaf) {
     multiply_leaf(sums);
-    tree.ScaleAt(0, sums);
+    tree.ScaleAt(0, leaf, sums);
     if (S::kRegisterLevels == 1 && operands.block_leaves > 1) {
       const WarpSums<S> left = sums;
       multiply_leaf(sums);
-      tree.ScaleAt(0, sums);
-      sums.Add(left);
-      tree.ScaleAt(1, sums);
       ++leaf;
+      tree.ScaleAt(0, leaf, sums);
+      sums.Add(left);
+      tree.ScaleAt(1, leaf, sums);
     }
     tree.Fold(leaf, sums);
   }

@@ -45,6 +45,7 @@ struct Shape {
   static constexpr int kBlockRows = kBlockWarpgroups * kTilesOfWarp * kWarpgroupRows;
   static constexpr int kTokens = kWarpgroupTokens;
   static constexpr int kTokenTiles = kTokens / 8;
+  static constexpr bool kQuantized = false;
   static constexpr int kStageSteps = kTilesOfWarp == 2 ? 2 : 4;
   static constexpr int kStageColumns = kStageSteps * kStepColumns;
   static constexpr int kPanels = kStageColumns / kPanelColumns;

@@ -47,10 +47,11 @@ void RmsNorm(Stream stream, const Tensor& x, const Tensor* delta, const float* w
              float epsilon, const Tensor& out);
 
 // Bytes of a packed weight; packing from `source` (count, columns) in device memory, rows
-// [first_row, first_row + count), as Backend::PackWeight.
+// [first_row, first_row + count), as Backend::PackWeight. E4M3 weights are packed for activations
+// of one type: kBF16 (Matmul) or kF8E4M3 (MultiplyQuantized).
 size_t WeightBytes(const WeightShape& shape);
 void PackWeight(Stream stream, const PackedWeight& weight, int64_t first_row, int64_t count,
-                const void* source);
+                const void* source, DType activations = DType::kBF16);
 
 // Rows (count, columns) of numbers on their way into a weight or a table, in device memory, and
 // which of their columns are kept.
@@ -73,9 +74,15 @@ void RoundRows(Stream stream, const NumberRows& rows, const Tensor& out, uint32_
 
 // out (T, N) F32 = x (T, K) BF16 · weightᵀ as WeightShape says. `scratch` has MatmulScratchBytes of
 // the most tokens and the largest weight.
-size_t MatmulScratchBytes(const WeightShape& shape, int64_t tokens);
+size_t MatmulScratchBytes(const WeightShape& shape, int64_t tokens,
+                          DType activations = DType::kBF16);
 void Matmul(Stream stream, const Tensor& x, const PackedWeight& weight, const Tensor& out,
             void* scratch);
+
+// As Backend::QuantizeActivations and Backend::MultiplyQuantized. x is BF16.
+void QuantizeActivations(Stream stream, const Tensor& x, const QuantizedActivations& out);
+void MultiplyQuantized(Stream stream, const QuantizedActivations& x, const PackedWeight& weight,
+                       const Tensor& out, void* scratch);
 
 // As Backend::RopeAndStoreKv; padding rows are left alone. Layout of the cache: kv_layout.h.
 void RopeAndStoreKv(Stream stream, const Tensor& qkv, const Tensor& rope,

@@ -19,8 +19,8 @@ size_t AlignUp(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kA
 // Any thread of the host may use it, one at a time.
 class CudaRowStage final : public RowStage {
  public:
-  CudaRowStage(int device, size_t bytes, Stream stream)
-      : device_(device), bytes_(AlignUp(bytes)), stream_(stream) {}
+  CudaRowStage(int device, size_t bytes, DType activations, Stream stream)
+      : device_(device), bytes_(AlignUp(bytes)), activations_(activations), stream_(stream) {}
   ~CudaRowStage() override {
     EnterDevice(device_);
     Synchronize(stream_).IgnoreError();  // the memory may still be read
@@ -51,9 +51,16 @@ class CudaRowStage final : public RowStage {
   void Send(const StagedRows& rows);
   NumberRows Numbers(const StagedRows& rows, int64_t kept_columns) const;
   void PackCodes(const StagedRows& rows, const PackedWeight& weight, int64_t first_row);
+  // Queues the packing of rows of the weight's type, dense in device memory.
+  void PackDense(const PackedWeight& weight, int64_t first_row, int64_t count, const void* rows) {
+    const bool quantized = weight.shape.dtype == DType::kF8E4M3;
+    cuda::PackWeight(stream_, weight, first_row, count, rows,
+                     quantized ? activations_ : DType::kBF16);
+  }
 
   const int device_;
   const size_t bytes_;
+  const DType activations_;
   const Stream stream_;
   GrowingMemory pinned_{MemoryKind::kPinned};
   GrowingMemory device_memory_{MemoryKind::kDevice};
@@ -83,7 +90,7 @@ void CudaRowStage::PackCodes(const StagedRows& rows, const PackedWeight& weight,
   const char* begin = static_cast<const char*>(memory());
   MARCORO_CHECK(scales >= begin && scales + bytes <= begin + bytes_);
   CopyToDevice(stream_, weight.scales + first_row, scales, bytes);
-  cuda::PackWeight(stream_, weight, first_row, rows.count, stored());
+  PackDense(weight, first_row, rows.count, stored());
 }
 
 absl::Status CudaRowStage::Pack(const StagedRows& rows, const PackedWeight& weight,
@@ -105,7 +112,7 @@ absl::Status CudaRowStage::Pack(const StagedRows& rows, const PackedWeight& weig
     RoundRows(stream_, Numbers(rows, columns),
               Tensor(converted(), DType::kBF16, rows.count, columns), not_finite());
   }
-  cuda::PackWeight(stream_, weight, first_row, rows.count, converted());
+  PackDense(weight, first_row, rows.count, converted());
   return CheckQueued();
 }
 
@@ -126,12 +133,13 @@ absl::StatusOr<bool> CudaRowStage::Wait() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<RowStage>> MakeRowStage(int device, size_t bytes) {
+absl::StatusOr<std::unique_ptr<RowStage>> MakeRowStage(int device, size_t bytes,
+                                                       DType activations) {
   MARCORO_CHECK(bytes > 0);
   EnterDevice(device);
   const auto stream = CreateStream();
   if (!stream.ok()) return stream.status();
-  auto stage = std::make_unique<CudaRowStage>(device, bytes, *stream);
+  auto stage = std::make_unique<CudaRowStage>(device, bytes, activations, *stream);
   if (absl::Status status = stage->Allocate(); !status.ok()) return status;
   return stage;
 }

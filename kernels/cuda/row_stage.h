@@ -10,7 +10,8 @@
 
 namespace marcoro::cuda {
 
-// Takes twice the bytes of device memory. The device has been found to work (runtime.h, UseDevice).
-absl::StatusOr<std::unique_ptr<RowStage>> MakeRowStage(int device, size_t bytes);
+// Takes twice the bytes of device memory. E4M3 weights are packed for `activations` (ops.h,
+// PackWeight). The device has been found to work (runtime.h, UseDevice).
+absl::StatusOr<std::unique_ptr<RowStage>> MakeRowStage(int device, size_t bytes, DType activations);
 
 }  // namespace marcoro::cuda

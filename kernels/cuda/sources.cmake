@@ -19,6 +19,7 @@ set(marcoro_cuda_kernels
   kernels/cuda/matmul_parts.cu
   kernels/cuda/matmul_warpgroups.cu
   kernels/cuda/quantize.cu
+  kernels/cuda/quantize_activations.cu
   kernels/cuda/rms_norm.cu
   kernels/cuda/rope.cu
   kernels/cuda/sampling.cu

@@ -33,7 +33,11 @@ void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count, co
               static_cast<size_t>(count) * row_bytes);
 }
 
-void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) {
+namespace {
+
+// token_scales (T, segments), or null.
+void Multiply(const Tensor& x, const Tensor* token_scales, const PackedWeight& weight,
+              const Tensor& out) {
   const WeightShape& shape = weight.shape;
   const Tensor matrix(weight.data, shape.dtype, shape.rows, shape.columns);
   const int64_t segment_columns = shape.columns / shape.segments;
@@ -49,10 +53,22 @@ void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) {
       for (int s = 0; s < shape.segments; ++s) {
         const int64_t begin = s * segment_columns;
         segments[s] = scale * Dot(&inputs[t][begin], &row[begin], segment_columns);
+        if (token_scales != nullptr) segments[s] *= token_scales->Row<float>(t)[s];
       }
       out.Row<float>(t)[n] = SumTree(segments, 0, segments.size());
     }
   }
+}
+
+}  // namespace
+
+void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) {
+  Multiply(x, nullptr, weight, out);
+}
+
+void MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                       const Tensor& out) {
+  Multiply(x.codes, &x.scales, weight, out);
 }
 
 }  // namespace marcoro::reference

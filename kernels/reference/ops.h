@@ -20,6 +20,10 @@ size_t WeightBytes(const WeightShape& shape);
 void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count, const void* source);
 void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out);
 
+void QuantizeActivations(const Tensor& x, const QuantizedActivations& out);
+void MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                       const Tensor& out);
+
 // `dtype` is that of the cached keys and values.
 void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                     absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,

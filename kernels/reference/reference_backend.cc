@@ -15,12 +15,15 @@ namespace {
 
 class ReferenceBackend final : public Backend {
  public:
-  explicit ReferenceBackend(DType activations) : activations_(activations) {}
+  explicit ReferenceBackend(DType activations)
+      : activations_(activations == DType::kF32 ? DType::kF32 : DType::kBF16),
+        quantizes_(activations == DType::kF8E4M3) {}
 
   std::string_view name() const override {
     return activations_ == DType::kF32 ? "reference-f32" : "reference";
   }
   DType activation_dtype() const override { return activations_; }
+  bool quantizes_activations() const override { return quantizes_; }
   int threads() const override { return 1; }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes) override { return cpu::AllocateMemory(bytes); }
@@ -75,6 +78,18 @@ class ReferenceBackend final : public Backend {
     reference::Matmul(x, weight, out);
   }
 
+  void QuantizeActivations(const Tensor& x, const QuantizedActivations& out) override {
+    CheckQuantizeActivations(x, out, activations_);
+    reference::QuantizeActivations(x, out);
+  }
+
+  void MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                         const Tensor& out) override {
+    MARCORO_CHECK(quantizes_);
+    CheckMultiplyQuantized(x, weight, out);
+    reference::MultiplyQuantized(x, weight, out);
+  }
+
   void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                       absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                       const Tensor& q) override {
@@ -101,12 +116,13 @@ class ReferenceBackend final : public Backend {
 
  private:
   const DType activations_;
+  const bool quantizes_;
 };
 
 }  // namespace
 
 std::unique_ptr<Backend> MakeReferenceBackend(DType activations) {
-  MARCORO_CHECK(activations == DType::kBF16 || activations == DType::kF32);
+  MARCORO_CHECK(activations != DType::kF16);
   return std::make_unique<ReferenceBackend>(activations);
 }
 

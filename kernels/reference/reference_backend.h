@@ -7,7 +7,7 @@
 
 namespace marcoro {
 
-// activations: kBF16 or kF32.
+// activations: kBF16, kF32 or kF8E4M3.
 std::unique_ptr<Backend> MakeReferenceBackend(DType activations);
 
 }  // namespace marcoro

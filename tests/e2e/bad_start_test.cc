@@ -256,6 +256,8 @@ TEST(BadStartTest, UnknownAndImpossibleFlagsAreNamed) {
   ExpectServeToRefuse(ModelFolder("tiny"), {"--no-such-flag=1"}, {"--no-such-flag"});
   ExpectServeToRefuse(ModelFolder("tiny"), {"--tp=two"}, {"--tp"});
   ExpectServeToRefuse(ModelFolder("tiny"), {"--weights=int3"}, {"--weights"});
+  ExpectServeToRefuse(ModelFolder("tiny"), {"--weights=bf16", "--activations=fp8"},
+                      {"--activations=fp8 needs --weights=fp8"});
   ExpectServeToRefuse(ModelFolder("tiny"), {"--listen=nonsense"}, {"--listen"});
   ExpectServeToRefuse(ModelFolder("tiny"), {"--chat-template=unknown"}, {"--chat-template"});
   ExpectServeToRefuse(ModelFolder("tiny"), {"--rank=1"}, {"--rank"});
@@ -268,14 +270,16 @@ TEST(BadStartTest, APeerWithoutItsRootGivesUpAfterTheJoinTimeout) {
                 {absl::StrCat("127.0.0.1:", port)});
 }
 
-TEST(BadStartTest, RanksOfDifferentWeightsRefuseEachOther) {
+TEST(BadStartTest, RanksOfDifferentNumbersRefuseEachOther) {
   const int port = FreePorts(1);
   const std::string address = absl::StrCat("127.0.0.1:", port);
   Process root({Program("marcoro-worker"), "--model=" + ModelFolder("tiny"), "--world-size=2",
-                "--listen=" + address, "--join-timeout=5s"});
-  ExpectRefusal({Program("marcoro-worker"), "--model=" + ModelFolder("tiny"), "--weights=bf16",
-                 "--rank=1", "--world-size=2", "--root=" + address, "--join-timeout=5s"},
-                {"fingerprint"});
+                "--listen=" + address, "--join-timeout=60s"});
+  for (const char* other : {"--weights=bf16", "--activations=fp8"}) {
+    ExpectRefusal({Program("marcoro-worker"), "--model=" + ModelFolder("tiny"), other, "--rank=1",
+                   "--world-size=2", "--root=" + address, "--join-timeout=5s"},
+                  {"fingerprint"});
+  }
 }
 
 }  // namespace

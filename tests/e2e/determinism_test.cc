@@ -68,14 +68,16 @@ std::vector<std::string> Together(Client& client) {
 }
 
 // The oracle: one process, one request at a time.
-std::vector<std::string> Expected() {
-  Cluster cluster;
+std::vector<std::string> Expected(const std::vector<std::string>& flags) {
+  Cluster cluster({.flags = flags});
   EXPECT_TRUE(cluster.ready()) << cluster.log();
   return cluster.ready() ? Alone(cluster.client()) : std::vector<std::string>();
 }
 
-void ExpectSameBits(const ClusterOptions& options) {
-  const std::vector<std::string> expected = Expected();
+// `numerics`: flags that change bits, for both.
+void ExpectSameBits(ClusterOptions options, const std::vector<std::string>& numerics = {}) {
+  const std::vector<std::string> expected = Expected(numerics);
+  options.flags.insert(options.flags.end(), numerics.begin(), numerics.end());
   ASSERT_EQ(expected.size(), 12u);
   Cluster cluster(options);
   ASSERT_TRUE(cluster.ready()) << cluster.log();
@@ -133,6 +135,20 @@ TEST(DeterminismTest, KernelFamiliesReportDifferentFingerprints) {
     fingerprints.push_back(cluster.client().Model().numerics_fingerprint());
   }
   EXPECT_NE(fingerprints[0], fingerprints[1]);
+}
+
+TEST(DeterminismTest, QuantizedActivationsHaveAFingerprintOfTheirOwn) {
+  std::vector<std::string> fingerprints;
+  for (const char* activations : {"bf16", "fp8"}) {
+    Cluster cluster({.flags = {std::string("--activations=") + activations}});
+    ASSERT_TRUE(cluster.ready()) << cluster.log();
+    fingerprints.push_back(cluster.client().Model().numerics_fingerprint());
+  }
+  EXPECT_NE(fingerprints[0], fingerprints[1]);
+}
+
+TEST(DeterminismTest, FourRanksOfQuantizedActivationsGiveTheBitsOfOne) {
+  ExpectSameBits({.tp = 4, .flags = {"--max-step-tokens=50"}}, {"--activations=fp8"});
 }
 
 TEST(DeterminismTest, TensorParallelDegreesReportTheSameFingerprint) {

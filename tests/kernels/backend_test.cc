@@ -77,7 +77,7 @@ TEST(ChooseBackendTest, UnknownNamesAndCombinationsAreRefused) {
                 "float32 activations need the backend 'reference'");
   }
   ExpectError({.name = "reference", .activations = DType::kF16}, kEverything,
-              absl::StatusCode::kInvalidArgument, "activations must be bfloat16 or float32");
+              absl::StatusCode::kInvalidArgument, "activations must be bfloat16, float32 or E4M3");
 }
 
 TEST(ChooseBackendTest, ThreadsHaveBounds) {

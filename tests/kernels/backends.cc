@@ -35,7 +35,7 @@ std::vector<std::string> AllBackendNames() {
 std::unique_ptr<Backend> MakeBackend(const std::string& name, int threads, DType activations) {
   auto backend =
       name == "cuda"
-          ? MakeStagedDeviceBackend(threads)
+          ? MakeStagedDeviceBackend(threads, activations)
           : CreateBackend({.name = name, .threads = threads, .activations = activations});
   if (!backend.ok()) {
     std::fprintf(stderr, "%s\n", backend.status().ToString().c_str());

@@ -8,17 +8,51 @@
 
 namespace marcoro {
 
-void ColumnParallel(Backend& backend, const Tensor& x, const PackedWeight& weight,
-                    const Tensor& out) {
-  backend.Matmul(x, weight, out);
+absl::StatusOr<LinearProduct> LinearProduct::Create(Backend& backend, int64_t tokens,
+                                                    int64_t columns, int segments) {
+  LinearProduct result(backend);
+  if (!backend.quantizes_activations()) return result;
+  auto codes = backend.Allocate(static_cast<size_t>(tokens * columns));
+  if (!codes.ok()) return codes.status();
+  result.codes_ = *std::move(codes);
+  auto scales = backend.Allocate(static_cast<size_t>(tokens * segments) * sizeof(float));
+  if (!scales.ok()) return scales.status();
+  result.scales_ = *std::move(scales);
+  return result;
 }
 
-absl::Status RowParallelAddRmsNorm(Backend& backend, Communicator& communicator, const Tensor& x,
-                                   const PackedWeight& weight, const Tensor& product,
-                                   const Tensor& residual, const NormParameters& norm,
-                                   const Tensor& normed) {
+size_t LinearProduct::Bytes(const Backend& backend, int64_t tokens, int64_t columns, int segments) {
+  if (!backend.quantizes_activations()) return 0;
+  return static_cast<size_t>(tokens * columns) +
+         static_cast<size_t>(tokens * segments) * sizeof(float);
+}
+
+void LinearProduct::Multiply(const Tensor& x, const PackedWeight& weight, const Tensor& out) const {
+  const WeightShape& shape = weight.shape;
+  if (!backend_->quantizes_activations() || shape.dtype != DType::kF8E4M3) {
+    return backend_->Matmul(x, weight, out);
+  }
+  const size_t scale_bytes = static_cast<size_t>(x.rows * shape.segments) * sizeof(float);
+  MARCORO_CHECK(static_cast<size_t>(x.rows * x.columns) <= codes_.bytes());
+  MARCORO_CHECK(scale_bytes <= scales_.bytes());
+  const QuantizedActivations quantized = {
+      .codes = Tensor(codes_.data(), DType::kF8E4M3, x.rows, x.columns),
+      .scales = Tensor(scales_.data(), DType::kF32, x.rows, shape.segments)};
+  backend_->QuantizeActivations(x, quantized);
+  backend_->MultiplyQuantized(quantized, weight, out);
+}
+
+void ColumnParallel(const LinearProduct& product, const Tensor& x, const PackedWeight& weight,
+                    const Tensor& out) {
+  product.Multiply(x, weight, out);
+}
+
+absl::Status RowParallelAddRmsNorm(const LinearProduct& linear, Communicator& communicator,
+                                   const Tensor& x, const PackedWeight& weight,
+                                   const Tensor& product, const Tensor& residual,
+                                   const NormParameters& norm, const Tensor& normed) {
   MARCORO_CHECK(product.stride == product.columns);
-  backend.Matmul(x, weight, product);
+  linear.Multiply(x, weight, product);
   const absl::StatusOr<bool> fused =
       communicator.AllReduceAddRmsNorm(residual, product, norm.weight, norm.epsilon, normed);
   if (!fused.ok()) return fused.status();
@@ -26,7 +60,7 @@ absl::Status RowParallelAddRmsNorm(Backend& backend, Communicator& communicator,
   absl::Status status = communicator.AllReduceTree(
       absl::MakeSpan(product.Row<float>(0), product.rows * product.columns));
   if (!status.ok()) return status;
-  backend.AddRmsNorm(residual, product, norm.weight, norm.epsilon, normed);
+  linear.backend().AddRmsNorm(residual, product, norm.weight, norm.epsilon, normed);
   return absl::OkStatus();
 }
 

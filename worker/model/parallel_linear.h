@@ -10,9 +10,34 @@
 
 namespace marcoro {
 
+// The product of a linear layer on one rank. Where the backend quantizes activations, inputs of
+// E4M3 weights are quantized first, each of the product's segments with scales of its own, so that
+// no rank has to know of another's inputs; BF16 weights take inputs as they are.
+class LinearProduct {
+ public:
+  // Room for inputs of up to `tokens` rows, `columns` wide, in `segments` segments, if the backend
+  // quantizes.
+  static absl::StatusOr<LinearProduct> Create(Backend& backend, int64_t tokens, int64_t columns,
+                                              int segments);
+  // Bytes of the backend's memory that Create takes.
+  static size_t Bytes(const Backend& backend, int64_t tokens, int64_t columns, int segments);
+
+  // out (T, N) F32 = x (T, K) act · weightᵀ.
+  void Multiply(const Tensor& x, const PackedWeight& weight, const Tensor& out) const;
+
+  Backend& backend() const { return *backend_; }
+
+ private:
+  explicit LinearProduct(Backend& backend) : backend_(&backend) {}
+
+  Backend* backend_;
+  Buffer codes_;   // (tokens, columns) E4M3
+  Buffer scales_;  // (tokens, segments) F32
+};
+
 // Output rows are cut: every rank computes its own outputs from the whole input; nothing is
 // exchanged. x (T, K) act, weight (N / world_size, K), out (T, N / world_size) F32.
-void ColumnParallel(Backend& backend, const Tensor& x, const PackedWeight& weight,
+void ColumnParallel(const LinearProduct& product, const Tensor& x, const PackedWeight& weight,
                     const Tensor& out);
 
 struct NormParameters {
@@ -25,10 +50,10 @@ struct NormParameters {
 // / world_size), product (T, N) F32 dense. The residual (T, N) F32 += product, then normed (T, N)
 // act = RmsNorm(residual), in one with the all-reduce where the communicator can; product is
 // unspecified afterwards.
-absl::Status RowParallelAddRmsNorm(Backend& backend, Communicator& communicator, const Tensor& x,
-                                   const PackedWeight& weight, const Tensor& product,
-                                   const Tensor& residual, const NormParameters& norm,
-                                   const Tensor& normed);
+absl::Status RowParallelAddRmsNorm(const LinearProduct& linear, Communicator& communicator,
+                                   const Tensor& x, const PackedWeight& weight,
+                                   const Tensor& product, const Tensor& residual,
+                                   const NormParameters& norm, const Tensor& normed);
 
 // The output projection, cut over vocabulary rows and gathered on rank 0.
 class VocabularyParallel {

@@ -1,5 +1,6 @@
 #include "worker/model/transformer.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -44,6 +45,12 @@ struct ActivationLayout {
     return static_cast<size_t>(rows * entry.columns) * SizeOf(Type(entry, backend));
   }
 };
+
+// Of the widest input of a linear product.
+int64_t WidestInput(const ModelConfig& config, int world_size) {
+  const int64_t query = int64_t{config.heads} / world_size * config.head_dim;
+  return std::max({int64_t{config.hidden_size}, query, int64_t{config.ffn_size} / world_size});
+}
 
 StepLimits LimitsOf(const ModelConfig& config, const Shard& shard, const StepBounds& bounds) {
   const int64_t hidden = config.hidden_size;
@@ -105,9 +112,12 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
       VocabularyParallel::Create(backend, reachable, config.vocabulary_size,
                                  LogitShardRows(config, shard.world_size), bounds.logit_rows);
   if (!lm_head.ok()) return lm_head.status();
+  auto linear = LinearProduct::Create(backend, bounds.tokens, WidestInput(config, shard.world_size),
+                                      config.reduction_segments() / shard.world_size);
+  if (!linear.ok()) return linear.status();
   auto transformer = std::unique_ptr<Transformer>(
       new Transformer(config, shard, std::move(parameters), bounds, *std::move(cache), backend,
-                      std::move(staged), reachable, *std::move(lm_head)));
+                      std::move(staged), reachable, *std::move(linear), *std::move(lm_head)));
   if (absl::Status status = transformer->Allocate(); !status.ok()) return status;
   transformer->steps_ = backend.MakeStepRunner(
       LimitsOf(config, shard, bounds), reachable.repeatable(),
@@ -118,7 +128,7 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
 Transformer::Transformer(const ModelConfig& config, const Shard& shard, ModelParameters parameters,
                          const StepBounds& bounds, KvCache cache, Backend& backend,
                          std::unique_ptr<Communicator> staged, Communicator& communicator,
-                         VocabularyParallel lm_head)
+                         LinearProduct linear, VocabularyParallel lm_head)
     : config_(config),
       shard_(shard),
       parameters_(std::move(parameters)),
@@ -127,6 +137,7 @@ Transformer::Transformer(const ModelConfig& config, const Shard& shard, ModelPar
       backend_(backend),
       staged_(std::move(staged)),
       communicator_(communicator),
+      linear_(std::move(linear)),
       lm_head_(std::move(lm_head)),
       attention_(LimitsOf(config, shard, bounds).attention) {}
 
@@ -186,6 +197,8 @@ size_t Transformer::ActivationBytes(const ModelConfig& config, const Shard& shar
   const int64_t rope_elements = int64_t{bounds.context_length} * config.head_dim;
   bytes += static_cast<size_t>(bounds.logit_rows * logit_columns + norm_elements + rope_elements) *
            sizeof(float);
+  bytes += LinearProduct::Bytes(backend, bounds.tokens, WidestInput(config, shard.world_size),
+                                config.reduction_segments() / shard.world_size);
   return bytes + backend.ReservedBytes(LimitsOf(config, shard, bounds));
 }
 
@@ -240,19 +253,19 @@ absl::Status Transformer::Layer(int index, const StepInput& step, const Activati
   const LayerParameters& layer = parameters_.layers[index];
   const KvCacheLayer& cache = cache_.layer(index);
 
-  ColumnParallel(backend_, act.normed, layer.qkv, act.qkv);
+  ColumnParallel(linear_, act.normed, layer.qkv, act.qkv);
   backend_.RopeAndStoreKv(act.qkv, rope_, attention_, step.sequences, cache, act.query);
   backend_.Attention(act.query, attention_, step.sequences, cache, act.attended);
   const NormParameters ffn_norm = {norms_[index].ffn, config_.rms_norm_epsilon};
-  absl::Status status = RowParallelAddRmsNorm(backend_, communicator_, act.attended, layer.o_proj,
+  absl::Status status = RowParallelAddRmsNorm(linear_, communicator_, act.attended, layer.o_proj,
                                               act.delta, act.residual, ffn_norm, act.normed);
   if (!status.ok()) return status;
 
-  ColumnParallel(backend_, act.normed, layer.gate_up, act.gate_up);
+  ColumnParallel(linear_, act.normed, layer.gate_up, act.gate_up);
   backend_.SwiGlu(act.gate_up, act.ffn);
   const NormParameters next_norm = {norms_[index + 1].attention, config_.rms_norm_epsilon};
-  return RowParallelAddRmsNorm(backend_, communicator_, act.ffn, layer.down, act.delta,
-                               act.residual, next_norm, act.normed);
+  return RowParallelAddRmsNorm(linear_, communicator_, act.ffn, layer.down, act.delta, act.residual,
+                               next_norm, act.normed);
 }
 
 void Transformer::CollectSpans(const StepPlan& plan) {

@@ -51,7 +51,7 @@ class Transformer {
   Transformer(const ModelConfig& config, const Shard& shard, ModelParameters parameters,
               const StepBounds& bounds, KvCache cache, Backend& backend,
               std::unique_ptr<Communicator> staged, Communicator& communicator,
-              VocabularyParallel lm_head);
+              LinearProduct linear, VocabularyParallel lm_head);
 
   absl::Status Allocate();
   // Copies of what is made on the host, in the backend's memory.
@@ -78,6 +78,7 @@ class Transformer {
   Backend& backend_;
   std::unique_ptr<Communicator> staged_;  // the communicator where it cannot reach the memory
   Communicator& communicator_;
+  LinearProduct linear_;
   VocabularyParallel lm_head_;
   AttentionShape attention_;
   std::vector<Norms> norms_;  // one for each layer, and the final norm as that of one more

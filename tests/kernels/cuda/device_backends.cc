@@ -15,12 +15,14 @@ std::vector<std::string> DeviceBackendNames() {
   return {};
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int threads, bool graphs) {
-  return cuda::MakeCudaBackend(/*device=*/0, threads, graphs);
+absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int threads, DType activations,
+                                                           bool graphs) {
+  return cuda::MakeCudaBackend(
+      /*device=*/0, {.threads = threads, .activations = activations, .graphs = graphs});
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeStagedDeviceBackend(int threads) {
-  auto backend = MakeDeviceBackend(threads);
+absl::StatusOr<std::unique_ptr<Backend>> MakeStagedDeviceBackend(int threads, DType activations) {
+  auto backend = MakeDeviceBackend(threads, activations);
   if (!backend.ok()) return backend.status();
   return std::make_unique<StagedBackend>(*std::move(backend));
 }

@@ -16,12 +16,15 @@ namespace marcoro {
 std::vector<std::string> DeviceBackendNames();
 
 // The backend itself; nothing but "cuda" is known. `graphs` as BackendOptions::cuda_graphs.
-absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int threads, bool graphs = true);
+absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int threads,
+                                                           DType activations = DType::kBF16,
+                                                           bool graphs = true);
 
 // A stand-in for it that takes tensors, weights and caches in the program's own memory: each op
 // copies all of them to the device, runs there, and copies them back, what lies between rows
 // included.
-absl::StatusOr<std::unique_ptr<Backend>> MakeStagedDeviceBackend(int threads);
+absl::StatusOr<std::unique_ptr<Backend>> MakeStagedDeviceBackend(int threads,
+                                                                 DType activations = DType::kBF16);
 
 // Whether an op takes so long that tests of many sizes should take fewer: true in the emulator.
 bool DeviceIsEmulated();

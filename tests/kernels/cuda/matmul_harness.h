@@ -78,10 +78,10 @@ inline std::vector<BFloat16> RandomActivations(int64_t count, uint32_t seed) {
   return x;
 }
 
-// A weight packed on the device, in calls of `step` rows.
+// A weight packed on the device, in calls of `step` rows, for activations of a type.
 class Packed {
  public:
-  explicit Packed(const PlainWeight& plain, int64_t step = 64)
+  explicit Packed(const PlainWeight& plain, int64_t step = 64, DType activations = DType::kBF16)
       : data_(WeightBytes(plain.shape)), scales_(plain.scales.size()) {
     scales_.CopyFrom(plain.scales);
     weight_ = {plain.shape, data_.data(), plain.scales.empty() ? nullptr : scales_.data()};
@@ -90,7 +90,7 @@ class Packed {
       const auto* from = static_cast<const uint8_t*>(plain.view().RowBytes(row));
       const DeviceArray<uint8_t> source(absl::MakeConstSpan(
           from, static_cast<size_t>(count * plain.shape.columns) * SizeOf(plain.shape.dtype)));
-      PackWeight(TestStream(), weight_, row, count, source.data());
+      PackWeight(TestStream(), weight_, row, count, source.data(), activations);
       CheckDevice(Synchronize(TestStream()));
     }
   }

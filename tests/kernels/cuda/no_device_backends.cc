@@ -10,12 +10,12 @@ std::vector<std::string> DeviceBackendNames() {
   return {};
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int, bool) {
+absl::StatusOr<std::unique_ptr<Backend>> MakeDeviceBackend(int, DType, bool) {
   return absl::FailedPreconditionError("no device backend in this build");
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> MakeStagedDeviceBackend(int) {
-  return MakeDeviceBackend(1);
+absl::StatusOr<std::unique_ptr<Backend>> MakeStagedDeviceBackend(int, DType activations) {
+  return MakeDeviceBackend(1, activations);
 }
 
 bool DeviceIsEmulated() { return false; }

@@ -58,7 +58,7 @@ std::vector<float> RandomNumbers(int64_t count) {
 
 std::unique_ptr<RowStage> MakeStage() {
   TestStream();
-  auto stage = MakeRowStage(/*device=*/0, kStageBytes);
+  auto stage = MakeRowStage(/*device=*/0, kStageBytes, DType::kBF16);
   CheckDevice(stage.status());
   return *std::move(stage);
 }

@@ -140,6 +140,28 @@ void StagedBackend::Matmul(const Tensor& x, const PackedWeight& weight, const Te
   inner_out.TakeBack();
 }
 
+void StagedBackend::QuantizeActivations(const Tensor& x, const QuantizedActivations& out) {
+  const Matrix inner_x(*inner_, x);
+  const Matrix codes(*inner_, out.codes);
+  const Matrix scales(*inner_, out.scales);
+  inner_->QuantizeActivations(inner_x.tensor(), {codes.tensor(), scales.tensor()});
+  codes.TakeBack();
+  scales.TakeBack();
+}
+
+void StagedBackend::MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                                      const Tensor& out) {
+  const Matrix codes(*inner_, x.codes);
+  const Matrix token_scales(*inner_, x.scales);
+  const Matrix inner_out(*inner_, out);
+  const Copy data(*inner_, weight.data, WeightBytes(weight.shape));
+  const Copy scales(*inner_, weight.scales, static_cast<size_t>(weight.shape.rows) * sizeof(float));
+  inner_->MultiplyQuantized({codes.tensor(), token_scales.tensor()},
+                            {weight.shape, data.data(), static_cast<float*>(scales.data())},
+                            inner_out.tensor());
+  inner_out.TakeBack();
+}
+
 void StagedBackend::RopeAndStoreKv(const Tensor& qkv, const Tensor& rope,
                                    const AttentionShape& shape,
                                    absl::Span<const SequenceSpan> sequences,

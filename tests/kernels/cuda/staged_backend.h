@@ -16,6 +16,7 @@ class StagedBackend final : public Backend {
 
   std::string_view name() const override { return inner_->name(); }
   DType activation_dtype() const override { return inner_->activation_dtype(); }
+  bool quantizes_activations() const override { return inner_->quantizes_activations(); }
   int threads() const override { return inner_->threads(); }
   void ParallelFor(int64_t count, const std::function<void(int64_t)>& body) override {
     inner_->ParallelFor(count, body);
@@ -39,6 +40,9 @@ class StagedBackend final : public Backend {
   void AddRmsNorm(const Tensor& residual, const Tensor& delta, const float* weight, float epsilon,
                   const Tensor& out) override;
   void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) override;
+  void QuantizeActivations(const Tensor& x, const QuantizedActivations& out) override;
+  void MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                         const Tensor& out) override;
   void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                       absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                       const Tensor& q) override;

@@ -21,7 +21,7 @@ void CheckOk(const absl::Status& status) {
 }  // namespace
 
 StepMachine::StepMachine(const StepMachineOptions& options) {
-  auto backend = MakeDeviceBackend(/*threads=*/1, options.graphs);
+  auto backend = MakeDeviceBackend(/*threads=*/1, DType::kBF16, options.graphs);
   CheckOk(backend.status());
   backend_ = *std::move(backend);
   const StepLimits limits = Limits(kMostTokens);

@@ -1,5 +1,7 @@
 // Warp-wide matrix loads and products, by the fragment layouts of the PTX ISA.
 #include <bit>
+#include <cmath>
+#include <limits>
 
 #include "tests/kernels/simt/scheduler.h"
 
@@ -8,6 +10,7 @@ namespace {
 
 constexpr int kRows = 16;
 constexpr int kDepth = 16;
+constexpr int kCodeDepth = 32;
 constexpr int kColumns = 8;
 
 float Half(uint32_t pair, int half) {
@@ -47,6 +50,42 @@ void MultiplyFragments(const std::array<void*, kWarpThreads>& lanes) {
   }
 }
 
+double CodeValue(uint32_t word, int byte) {
+  const uint32_t code = word >> (byte * 8) & 0xffu;
+  if ((code & 0x7fu) == 0x7fu) return std::numeric_limits<double>::quiet_NaN();
+  const int exponent = static_cast<int>(code >> 3 & 15u);
+  const double mantissa = static_cast<double>(code & 7u) + (exponent == 0 ? 0 : 8);
+  const double value = std::ldexp(mantissa, (exponent == 0 ? 1 : exponent) - 10);
+  return (code & 0x80u) != 0 ? -value : value;
+}
+
+// The same of E4M3 codes.
+void MultiplyCodeFragments(const std::array<void*, kWarpThreads>& lanes) {
+  double a[kRows][kCodeDepth];
+  double b[kCodeDepth][kColumns];
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
+    const auto& operands = *static_cast<const Operands*>(lanes[lane]);
+    const int group = lane / 4;
+    const int four = lane % 4 * 4;
+    for (int byte = 0; byte < 4; ++byte) {
+      for (int r = 0; r < 4; ++r) {
+        a[group + r % 2 * 8][four + byte + r / 2 * 16] = CodeValue(operands.a[r], byte);
+      }
+      for (int r = 0; r < 2; ++r) b[four + byte + r * 16][group] = CodeValue(operands.b[r], byte);
+    }
+  }
+  for (int lane = 0; lane < kWarpThreads; ++lane) {
+    const auto& operands = *static_cast<const Operands*>(lanes[lane]);
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + i / 2 * 8;
+      const int column = lane % 4 * 2 + i % 2;
+      double sum = operands.c[i];
+      for (int k = 0; k < kCodeDepth; ++k) sum += a[row][k] * b[k][column];
+      operands.c[i] = static_cast<float>(sum);
+    }
+  }
+}
+
 struct MatrixLoad {
   uint32_t* result;
   const uint16_t* row;
@@ -58,6 +97,12 @@ void MultiplyMatrix(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
                     SourceLocation here) {
   Operands operands = {c, a, b};
   MeetInWarp(&operands, here, MultiplyFragments);
+}
+
+void MultiplyCodeMatrix(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        SourceLocation here) {
+  Operands operands = {c, a, b};
+  MeetInWarp(&operands, here, MultiplyCodeFragments);
 }
 
 void LoadMatrices(uint32_t (&r)[4], const void* shared_row, bool transposed, SourceLocation here) {

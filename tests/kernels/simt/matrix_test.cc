@@ -2,6 +2,8 @@
 #include "kernels/cuda/device/matrix.h"
 
 #include <array>
+#include <cmath>
+#include <utility>
 
 #include "kernels/cuda/device/numbers.h"
 #include "kernels/cuda/device/shared_memory.h"
@@ -64,6 +66,74 @@ TEST(MatrixTest, LoadMatricesGivesEachLaneTwoElementsOfARow) {
       EXPECT_EQ(r[m], first | (first + 1) << 16);
     }
   });
+}
+
+TEST(MatrixTest, LoadMatricesOfTwoTakesTheAddressesOfHalfAWarp) {
+  simt::Launch({.threads = 32, .shared_bytes = 512}, [] {
+    const auto matrices = FourMatrices();
+    SyncWarp();
+    uint32_t r[2];
+    LoadMatrices(r, matrices.Address(Lane() % 16 * 8));
+    for (uint32_t m = 0; m < 2; ++m) {
+      const auto first = m * 64 + static_cast<uint32_t>(Lane() / 4 * 8 + Lane() % 4 * 2);
+      EXPECT_EQ(r[m], first | (first + 1) << 16);
+    }
+  });
+}
+
+// Codes of powers of two: 2^(e - 7) has the code 8 e.
+TEST(MatrixTest, MultipliesCodesByTheDocumentedFragments) {
+  const auto a_exponent = [](int row, int k) { return 1 + (row * 3 + k * 5) % 14; };
+  const auto b_exponent = [](int k, int column) { return 1 + (k * 7 + column * 2) % 14; };
+  simt::Launch({.threads = 32}, [&] {
+    const int group = Lane() / 4;
+    const int first = Lane() % 4 * 4;
+    uint32_t a[4] = {};
+    uint32_t b[2] = {};
+    for (int byte = 0; byte < 4; ++byte) {
+      const auto code = [&](int exponent) {
+        return static_cast<uint32_t>(8 * exponent) << 8 * byte;
+      };
+      const int k = first + byte;
+      a[0] |= code(a_exponent(group, k));
+      a[1] |= code(a_exponent(group + 8, k));
+      a[2] |= code(a_exponent(group, k + 16));
+      a[3] |= code(a_exponent(group + 8, k + 16));
+      b[0] |= code(b_exponent(k, group));
+      b[1] |= code(b_exponent(k + 16, group));
+    }
+    float c[4] = {1, 2, 3, 4};
+    MultiplyCodeMatrix(c, a, b);
+    for (int i = 0; i < 4; ++i) {
+      const int row = group + i / 2 * 8;
+      const int column = Lane() % 4 * 2 + i % 2;
+      double sum = i + 1;
+      for (int k = 0; k < 32; ++k) {
+        sum += std::ldexp(1.0, a_exponent(row, k) + b_exponent(k, column) - 14);
+      }
+      EXPECT_EQ(c[i], static_cast<float>(sum)) << row << ", " << column;
+    }
+  });
+}
+
+TEST(MatrixTest, CodesHaveSignsSubnormalsAndNan) {
+  for (const auto& [code, value] : {std::pair<uint32_t, float>{0xb8, -1.0f},
+                                    {0x01, 0.001953125f},
+                                    {0x7e, 448.0f},
+                                    {0x87, -0.013671875f}}) {
+    simt::Launch({.threads = 32}, [&] {
+      const uint32_t a[4] = {code, code, 0, 0};  // one of each four columns
+      const uint32_t b[2] = {0x38, 0};
+      float c[4] = {};
+      MultiplyCodeMatrix(c, a, b);
+      EXPECT_EQ(c[0], 4 * value);
+      EXPECT_EQ(c[3], 4 * value);
+      const uint32_t nan[4] = {0x7f, 0, 0, 0};
+      MultiplyCodeMatrix(c, nan, b);
+      EXPECT_TRUE(std::isnan(c[0]));
+      EXPECT_FALSE(std::isnan(c[2]));
+    });
+  }
 }
 
 TEST(MatrixTest, LoadMatricesTransposedGivesEachLaneTwoElementsOfAColumn) {

@@ -209,6 +209,8 @@ void CopyTensor(void* shared, const TensorMap& map, int row, int column, void* e
 
 void MultiplyMatrix(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                     SourceLocation here);
+void MultiplyCodeMatrix(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        SourceLocation here);
 void LoadMatrices(uint32_t (&r)[4], const void* shared_row, bool transposed, SourceLocation here);
 
 void FenceWarpgroupMatrix(float* d, SourceLocation here);

@@ -133,8 +133,10 @@ void TestGroup::RunRank(int rank) {
   const std::string directory = absl::StrCat(MARCORO_TEST_DATA, "/", options_.checkpoint);
   const ModelConfig config = ValueOrDie(LoadModelConfig(directory));
   const Shard shard{.rank = rank, .world_size = options_.world_size};
-  auto backend = ValueOrDie(options_.backend == "cuda" ? MakeDeviceBackend(/*threads=*/1)
-                                                       : CreateBackend({.name = options_.backend}));
+  auto backend = ValueOrDie(
+      options_.backend == "cuda"
+          ? MakeDeviceBackend(/*threads=*/1, options_.activations)
+          : CreateBackend({.name = options_.backend, .activations = options_.activations}));
   auto control = MakeCommunicator(rank, options_.world_size, "control", keys_);
   auto data = MakeCommunicator(rank, options_.world_size, "data", keys_);
   auto source = ValueOrDie(CheckpointSource::Open(directory));

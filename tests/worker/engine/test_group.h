@@ -57,6 +57,7 @@ struct TestGroupOptions {
   std::string backend = "auto";      // or "cuda": on a GPU or in the emulator
   int world_size = 1;
   DType linear = DType::kF8E4M3;
+  DType activations = DType::kBF16;
   // Added to every step, so that a tiny model is as slow as a test needs it.
   absl::Duration step_delay = absl::ZeroDuration();
   bool device_sampling = true;  // where the backend has a sampler of its own

@@ -183,6 +183,13 @@ class SmallBackend final : public Backend {
   void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) override {
     inner_->Matmul(x, weight, out);
   }
+  void QuantizeActivations(const Tensor& x, const QuantizedActivations& out) override {
+    inner_->QuantizeActivations(x, out);
+  }
+  void MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
+                         const Tensor& out) override {
+    inner_->MultiplyQuantized(x, weight, out);
+  }
   void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                       absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                       const Tensor& q) override {

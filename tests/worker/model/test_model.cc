@@ -31,7 +31,7 @@ TestModel::TestModel(const TestModelOptions& options) {
       absolute ? options.checkpoint : std::string(MARCORO_TEST_DATA) + "/" + options.checkpoint;
   config_ = ValueOrDie(LoadModelConfig(directory));
   backend_ =
-      ValueOrDie(options.backend == "cuda" ? MakeDeviceBackend(options.threads)
+      ValueOrDie(options.backend == "cuda" ? MakeDeviceBackend(options.threads, options.activations)
                                            : CreateBackend({.name = options.backend,
                                                             .threads = options.threads,
                                                             .activations = options.activations}));

@@ -92,6 +92,12 @@ class DeviceLoaderTest : public ::testing::Test {
     return buffers;
   }
 
+  absl::StatusOr<std::vector<std::string>> LoadTiny(const ModelConfig& config) {
+    auto source = CheckpointSource::Open(TestData("tiny"));
+    if (!source.ok()) return source.status();
+    return Load(**source, config, {0, 1}, DType::kF8E4M3, *backend_);
+  }
+
   void ExpectSameEitherWay(const std::string& folder, const ModelConfig& config, int world_size,
                            DType linear) {
     auto source = CheckpointSource::Open(folder);
@@ -119,6 +125,15 @@ TEST_F(DeviceLoaderTest, ShardsAreTheSameBytesWhoeverQuantizes) {
     ExpectSameEitherWay(TestData("tiny"), config, world_size, DType::kF8E4M3);
     ExpectSameEitherWay(TestData("tiny"), config, world_size, DType::kBF16);
   }
+}
+
+// Products with E4M3 activations have a layout of their own.
+TEST_F(DeviceLoaderTest, SoAreThoseThatArePackedForQuantizedActivations) {
+  const ModelConfig config = LoadModelConfig(TestData("tiny")).value();
+  const auto for_bf16 = LoadTiny(config);
+  backend_ = MakeDeviceBackend(2, DType::kF8E4M3).value();
+  ExpectSameEitherWay(TestData("tiny"), config, 1, DType::kF8E4M3);
+  EXPECT_NE(LoadTiny(config).value(), for_bf16.value());
 }
 
 TEST_F(DeviceLoaderTest, SoAreThoseOfEveryStoredType) {
