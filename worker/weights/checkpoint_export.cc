@@ -195,6 +195,8 @@ absl::Status ExportTensors(TensorSource& source, const ExportPlan& plan,
       absl::Status status = exporter.WriteTensor(tensors[t], **file);
       if (!status.ok()) return status;
     }
+    // Before the shard gets its name, which a later run would take for right.
+    if (absl::Status status = source.CheckUnchanged(); !status.ok()) return status;
     if (absl::Status status = writer.FinishShard(i, *std::move(file)); !status.ok()) return status;
   }
   return absl::OkStatus();

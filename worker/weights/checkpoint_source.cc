@@ -247,6 +247,13 @@ absl::Status CheckpointSource::ReadDequantized(const TensorInfo& tensor, const W
   return absl::OkStatus();
 }
 
+absl::Status CheckpointSource::CheckUnchanged() const {
+  for (const std::unique_ptr<SafetensorsFile>& file : files_) {
+    if (absl::Status status = file->CheckUnchanged(); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckpointSource::HashContents(const TensorInfo& tensor, Sha256& hash) {
   const Location& location = Locate(tensor);
   if (const WeightScales* scales = ScalesOf(tensor)) {

@@ -42,6 +42,7 @@ class CheckpointSource : public TensorSource {
   Fp8Form FormOf(const TensorInfo& tensor) const override;
   absl::Status ReadCodes(const TensorInfo& tensor, int64_t first_row, int64_t count, uint8_t* codes,
                          float* scales) override;
+  absl::Status CheckUnchanged() const override;
   // The scales, if it has some, and the whole of a small tensor; of a large one, kHashedPages pages
   // of 4 KiB at equal distances, the first and the last among them.
   absl::Status HashContents(const TensorInfo& tensor, Sha256& hash) override;

@@ -406,6 +406,7 @@ absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const Model
   }
   if (absl::Status status = loader.Run(jobs); !status.ok()) return status;
   if (absl::Status status = backend.Synchronize(); !status.ok()) return status;
+  if (absl::Status status = source.CheckUnchanged(); !status.ok()) return status;
   return parameters;
 }
 

@@ -36,7 +36,7 @@ struct LoadOptions {
 // Fills a new shard. INVALID_ARGUMENT for a missing or wrongly shaped tensor, a bias, a type that
 // cannot be read, a number that is not finite, or a tensor-parallel degree the model does not
 // allow; RESOURCE_EXHAUSTED without the memory; DATA_LOSS for a file that
-// ends early. Messages name origin and tensor.
+// ends early, or is written to while it is read. Messages name origin and tensor.
 absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const ModelConfig& config,
                                                const Shard& shard, const LoadOptions& options,
                                                Backend& backend);

@@ -322,6 +322,8 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   if (!S_ISREG(info.st_mode)) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
   }
+  file->bytes_ = info.st_size;
+  file->written_ = info.st_mtim;
   const uint64_t file_bytes = static_cast<uint64_t>(info.st_size);
   absl::StatusOr<std::string> header = ReadHeader(descriptor, file_bytes, path);
   if (!header.ok()) return header.status();
@@ -342,6 +344,16 @@ absl::Status SafetensorsFile::Read(const SafetensorsEntry& entry, uint64_t first
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat(path_, ": tensor ", QuoteName(entry.info.name),
                                                   ": ", status.message()));
+}
+
+absl::Status SafetensorsFile::CheckUnchanged() const {
+  struct stat info;
+  if (fstat(descriptor_, &info) != 0) return FileError(path_, errno);
+  if (info.st_size == bytes_ && info.st_mtim.tv_sec == written_.tv_sec &&
+      info.st_mtim.tv_nsec == written_.tv_nsec) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(absl::StrCat(path_, ": was changed while it was read"));
 }
 
 void SafetensorsFile::Prefetch(const SafetensorsEntry& entry, uint64_t first,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <ctime>
 #include <memory>
 #include <string>
 #include <vector>
@@ -51,6 +52,10 @@ class SafetensorsFile {
   // DATA_LOSS if the file has become shorter or cannot be read.
   absl::Status Read(const SafetensorsEntry& entry, uint64_t first, uint64_t bytes, void* out) const;
 
+  // DATA_LOSS if the file was written to since it was opened: what was read may be of two contents.
+  // (One that took its name is another file, and makes no difference.)
+  absl::Status CheckUnchanged() const;
+
   // Tells the kernel that a range of the tensor is read soon. Of a long range it reads no more at
   // once than the device's read-ahead.
   void Prefetch(const SafetensorsEntry& entry, uint64_t first, uint64_t bytes) const;
@@ -61,6 +66,8 @@ class SafetensorsFile {
 
   const std::string path_;
   const int descriptor_;
+  int64_t bytes_ = 0;  // of the file, and when it was last written to, as it was opened
+  timespec written_ = {};
   std::vector<SafetensorsEntry> entries_;
 };
 

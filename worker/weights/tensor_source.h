@@ -89,6 +89,10 @@ class TensorSource {
   virtual absl::Status ReadCodes(const TensorInfo& tensor, int64_t first_row, int64_t count,
                                  uint8_t* codes, float* scales);
 
+  // To be asked when all is read: DATA_LOSS, naming the file, if one of those that were read has
+  // changed since the source was opened.
+  virtual absl::Status CheckUnchanged() const { return absl::OkStatus(); }
+
   // Adds what tells this tensor's contents from others' to the hash. Equal for equal contents,
   // whatever files they lie in.
   virtual absl::Status HashContents(const TensorInfo& tensor, Sha256& hash) = 0;

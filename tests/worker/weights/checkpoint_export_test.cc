@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -11,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/worker/weights/checkpoint_files.h"
@@ -283,6 +285,24 @@ TEST(Fp8ConfigJson, KeepsTheConfigAndSaysHowItIsQuantized) {
       nlohmann::json::parse(ReadFile(TestData("quantized/compressed_tensors_channel/config.json")));
   EXPECT_EQ(json["quantization_config"], golden["quantization_config"]);
   EXPECT_FALSE(Fp8ConfigJson("[]", "config.json").ok());
+}
+
+// Of two contents, that is of neither.
+TEST_F(ExportTiny, AFileThatIsWrittenToMeanwhileLeavesNothing) {
+  const std::string in = folder_.File("in");
+  fs::copy(TestData("small"), in);
+  ExportOptions options;
+  bool touched = false;
+  options.progress = [&](uint64_t, uint64_t) {
+    if (std::exchange(touched, true)) return;
+    const std::string file = in + "/model-00002-of-00003.safetensors";
+    fs::last_write_time(file, fs::last_write_time(file) + std::chrono::seconds(1));
+  };
+  const absl::Status status = Write(in, ExportFormat::kPlain, kNoLimit, options);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("model-00002-of-00003.safetensors: was changed while it was read"));
+  ExpectNothingWritten();
 }
 
 }  // namespace

@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <ostream>
 #include <string>
@@ -420,6 +422,19 @@ TEST_F(BadCheckpoint, FileThatShrinksWhileItIsReadIsDataLoss) {
   const auto loaded = LoadParameters(**source, config_, {0, 1}, {}, *backend);
   EXPECT_EQ(loaded.status().code(), absl::StatusCode::kDataLoss) << loaded.status();
   EXPECT_THAT(std::string(loaded.status().message()), HasSubstr("tensor model."));
+}
+
+TEST_F(BadCheckpoint, FileThatIsWrittenToWhileItIsReadIsDataLoss) {
+  const std::string file = folder_.File("model.safetensors");
+  testing::WriteTensors(file, tensors_);
+  auto source = CheckpointSource::Open(folder_.path());
+  ASSERT_TRUE(source.ok()) << source.status();
+  std::filesystem::last_write_time(
+      file, std::filesystem::last_write_time(file) + std::chrono::seconds(1));
+  auto backend = MakeBackend(DType::kF32);
+  const auto loaded = LoadParameters(**source, config_, {0, 1}, {}, *backend);
+  EXPECT_EQ(loaded.status().code(), absl::StatusCode::kDataLoss) << loaded.status();
+  EXPECT_THAT(std::string(loaded.status().message()), HasSubstr("was changed while it was read"));
 }
 
 TEST(Loader, RefusesDegreesThatTheModelDoesNotAllow) {

@@ -206,6 +206,13 @@ absl::Status MergeSource::MergeRows(const MergedTensor& tensor, int64_t first_ro
   return absl::OkStatus();
 }
 
+absl::Status MergeSource::CheckUnchanged() const {
+  for (const std::unique_ptr<TensorSource>& parent : parents_) {
+    if (absl::Status status = parent->CheckUnchanged(); !status.ok()) return InRecipe(status);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status MergeSource::HashContents(const TensorInfo& tensor, Sha256& hash) {
   const MergedTensor& merged = Locate(tensor);
   const TensorMerge& merge = merged.merge();

@@ -41,6 +41,8 @@ class MergeSource : public TensorSource {
   absl::Status ReadRows(const TensorInfo& tensor, int64_t first_row, int64_t count,
                         float* out) override;
 
+  absl::Status CheckUnchanged() const override;
+
   // The parents' contents and every number of the merge.
   absl::Status HashContents(const TensorInfo& tensor, Sha256& hash) override;
 
