@@ -20,13 +20,16 @@ size_t WeightBytes(const WeightShape& shape);
 void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count, const void* source);
 void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out);
 
-// `dtype` is that of the cached keys and values.
+// `dtype` is that of the cached keys and values: kF8E4M3 for KvFormat::kFp8.
 void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                     absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                     DType dtype, const Tensor& q);
 void Attention(const Tensor& q, const AttentionShape& shape,
                absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache, DType dtype,
                const Tensor& out);
+
+// The scale of a key's or value's elements in KvFormat::kFp8.
+float KvScale(const float* elements, int32_t count);
 
 void SwiGlu(const Tensor& gate_up, const Tensor& out);
 
