@@ -19,6 +19,7 @@ std::string NumericsFingerprint(const std::string& weights_identity,
   hash.Text(weights_identity);
   hash.Text(options.weights_format);
   hash.Text(options.kernel_family);
+  hash.Text(options.kv_format);
   return hash.HexDigest().substr(0, kDigits);
 }
 

@@ -9,6 +9,7 @@ namespace marcoro {
 struct NumericsOptions {
   std::string weights_format;  // "fp8", "bf16" or "f32"
   std::string kernel_family;   // Backend::name()
+  std::string kv_format;       // "bf16" or "fp8"
 };
 
 // 16 hexadecimal digits of SHA-256 over the numerics contract's version, the identity of the

@@ -135,6 +135,25 @@ TEST(DeterminismTest, KernelFamiliesReportDifferentFingerprints) {
   EXPECT_NE(fingerprints[0], fingerprints[1]);
 }
 
+TEST(DeterminismTest, KvFormatsReportDifferentFingerprints) {
+  std::vector<std::string> fingerprints;
+  for (const char* kv : {"bf16", "fp8"}) {
+    Cluster cluster({.flags = {std::string("--kv=") + kv}});
+    ASSERT_TRUE(cluster.ready()) << cluster.log();
+    fingerprints.push_back(cluster.client().Model().numerics_fingerprint());
+  }
+  EXPECT_NE(fingerprints[0], fingerprints[1]);
+}
+
+TEST(DeterminismTest, AnFp8CacheGivesTheSameBitsAloneTogetherAndOnTwoRanks) {
+  Cluster alone({.flags = {"--kv=fp8", "--no-prefix-cache"}});
+  ASSERT_TRUE(alone.ready()) << alone.log();
+  const std::vector<std::string> expected = Alone(alone.client());
+  Cluster two_ranks({.tp = 2, .flags = {"--kv=fp8", "--kv-tokens=1024"}});
+  ASSERT_TRUE(two_ranks.ready()) << two_ranks.log();
+  EXPECT_EQ(expected, Together(two_ranks.client()));
+}
+
 TEST(DeterminismTest, TensorParallelDegreesReportTheSameFingerprint) {
   std::vector<std::string> fingerprints;
   for (const int tp : {1, 2}) {

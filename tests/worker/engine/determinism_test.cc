@@ -129,6 +129,7 @@ std::vector<Completion> RunMix(Mix& mix, TestGroup& group,
 struct Case {
   std::string backend;
   int world_size;
+  KvFormat kv = KvFormat::kActivation;
 };
 
 class DeterminismTest : public testing::TestWithParam<Case> {};
@@ -145,6 +146,7 @@ TEST_P(DeterminismTest, AnyMixGivesTheBitsOfALoneRequestOnOneRank) {
     Mix mix(static_cast<uint64_t>(seed), load);
     TestGroup alone({.checkpoint = checkpoint,
                      .backend = backend,
+                     .kv = GetParam().kv,
                      .scheduler = {.kv_blocks = 64, .context_length = 256, .prefix_cache = false}});
     const std::vector<EngineRequest> requests = mix.Requests(alone.vocabulary_size());
     std::vector<Completion> lone;
@@ -153,6 +155,7 @@ TEST_P(DeterminismTest, AnyMixGivesTheBitsOfALoneRequestOnOneRank) {
     TestGroup group({.checkpoint = checkpoint,
                      .backend = backend,
                      .world_size = GetParam().world_size,
+                     .kv = GetParam().kv,
                      .scheduler = mix.Scheduler()});
     const std::vector<Completion> mixed = RunMix(mix, group, requests, lone);
     for (size_t i = 0; i < requests.size(); ++i) {
@@ -165,16 +168,20 @@ TEST_P(DeterminismTest, AnyMixGivesTheBitsOfALoneRequestOnOneRank) {
 }
 
 std::vector<Case> Cases() {
-  std::vector<Case> cases = {{"auto", 1}, {"auto", 2}, {"auto", 4}, {"auto", 8}};
-  for (const std::string& name : DeviceBackendNames()) {
-    cases.push_back({name, 1});
-    cases.push_back({name, 2});
+  std::vector<Case> cases;
+  for (const KvFormat kv : {KvFormat::kActivation, KvFormat::kFp8}) {
+    for (const int world_size : {1, 2, 4, 8}) cases.push_back({"auto", world_size, kv});
+    for (const std::string& name : DeviceBackendNames()) {
+      cases.push_back({name, 1, kv});
+      cases.push_back({name, 2, kv});
+    }
   }
   return cases;
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, DeterminismTest, testing::ValuesIn(Cases()), [](const auto& test) {
-  const std::string degree = "tp" + std::to_string(test.param.world_size);
+  const std::string degree = "tp" + std::to_string(test.param.world_size) +
+                             (test.param.kv == KvFormat::kFp8 ? "_kv_fp8" : "");
   return test.param.backend == "auto" ? degree : test.param.backend + "_" + degree;
 });
 
