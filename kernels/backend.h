@@ -104,11 +104,21 @@ struct QuantizedActivations {
 };
 
 // The KV cache of one layer. The layout inside a block belongs to the backend.
+//
+// In KvFormat::kFp8 the D elements x of each key and of each value of a KV head are E4M3FN codes
+// and one float scale: scale = max|x| / 448 (at least the smallest float; 1 where all are zero),
+// code = x / scale rounded to nearest even, at most ±448, both computed in F32 from keys as they
+// come out of the rotation and values as they come, neither rounded before. An element counts as
+// its code times the scale. Where an x is not finite the scale is NaN and the codes are zeros: a
+// code is never NaN. Codes and scales are functions of the D elements alone and lie in the
+// position's own block, so whatever moves, shares, drops or shards blocks leaves them alone, and
+// NaN stays with its sequence; they are the same bits in every backend.
 struct KvCacheLayer {
-  void* data = nullptr;  // (blocks, KvBlockBytes(kv_heads, head_dim))
+  void* data = nullptr;  // (blocks, KvBlockBytes(kv_heads, head_dim, format))
   int32_t blocks = 0;
   int32_t kv_heads = 0;  // C
   int32_t head_dim = 0;  // D
+  KvFormat format = KvFormat::kActivation;
 };
 
 // One sequence's part of a step: rows [first_row, first_row + tokens) of the step's matrices are
@@ -254,7 +264,7 @@ class Backend {
   virtual absl::StatusOr<std::unique_ptr<RowStage>> MakeRowStage(size_t bytes) const;
 
   // Bytes of one block of one layer: 16 positions of keys and values.
-  virtual size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim) const = 0;
+  virtual size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim, KvFormat format) const = 0;
   // Fills the blocks with zeros.
   virtual void ZeroKvBlocks(const KvCacheLayer& cache, absl::Span<const int32_t> blocks) = 0;
 
@@ -283,8 +293,8 @@ class Backend {
 
   // qkv (T, (A + 2 C) D) F32 holds q, k and v side by side. Rotates q and k by position (pairs are
   // elements i and i + D/2, the Hugging Face layout; rope (positions, D) F32 holds D/2 cosines,
-  // then D/2 sines), writes q (T, A D) act, and k and v into the sequences' KV blocks, rounded to
-  // act.
+  // then D/2 sines), writes q (T, A D) act, and k and v into the sequences' KV blocks, rounded or
+  // quantized as the cache's format says.
   virtual void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                               absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                               const Tensor& q) = 0;

@@ -29,6 +29,12 @@ constexpr size_t SizeOf(DType dtype) {
   return 0;
 }
 
+// How keys and values are cached.
+enum class KvFormat : uint8_t {
+  kActivation,  // as the backend's activation type
+  kFp8,         // as E4M3FN codes with a scale for each key and value (kernels/backend.h)
+};
+
 // The upper half of a float32.
 struct BFloat16 {
   uint16_t bits;

@@ -14,6 +14,10 @@ DType WorkerConfig::activation_dtype() const {
   return activations == "f32" ? DType::kF32 : DType::kBF16;
 }
 
+KvFormat WorkerConfig::kv_format() const {
+  return kv == "fp8" ? KvFormat::kFp8 : KvFormat::kActivation;
+}
+
 namespace {
 
 void AddModelFlags(WorkerConfig* config, FlagTable* table) {
@@ -130,6 +134,11 @@ void AddSchedulerFlags(WorkerConfig* config, FlagTable* table) {
               .help = "Most sequences that wait; one more is refused.",
               .minimum = 1,
               .maximum = 1 << 20});
+  table->Add("kv", &config->kv,
+             {.value = "bf16|fp8",
+              .help = "How the KV cache holds keys and values: BF16 (F32 with --activations=f32), "
+                      "or E4M3 with a scale per position and head, in about half the memory.",
+              .choices = {"bf16", "fp8"}});
   table->Add(
       "kv-tokens", &config->kv_tokens,
       {.value = "N",

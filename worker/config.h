@@ -38,7 +38,8 @@ struct WorkerConfig {
   int32_t max_step_tokens = 512;
   int32_t max_logit_rows = 256;
   int32_t max_waiting = 1024;
-  int64_t kv_tokens = 0;  // 0: from free memory
+  std::string kv = "bf16";  // format of the KV cache
+  int64_t kv_tokens = 0;    // 0: from free memory
   double memory_fraction = 0.5;
   bool prefix_cache = true;
 
@@ -48,6 +49,7 @@ struct WorkerConfig {
 
   DType linear_dtype() const;
   DType activation_dtype() const;  // as BackendOptions has it
+  KvFormat kv_format() const;
 };
 
 // The flags, with their defaults in *config, which they fill.

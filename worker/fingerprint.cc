@@ -20,6 +20,7 @@ std::string NumericsFingerprint(const std::string& weights_identity,
   hash.Text(options.weights_format);
   hash.Text(options.kernel_family);
   hash.Text(options.activations);
+  hash.Text(options.kv_format);
   return hash.HexDigest().substr(0, kDigits);
 }
 

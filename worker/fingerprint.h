@@ -10,6 +10,7 @@ struct NumericsOptions {
   std::string weights_format;  // "fp8", "bf16" or "f32"
   std::string kernel_family;   // Backend::name()
   std::string activations;     // "bf16", "fp8" or "f32"
+  std::string kv_format;       // "bf16" or "fp8"
 };
 
 // 16 hexadecimal digits of SHA-256 over the numerics contract's version, the identity of the

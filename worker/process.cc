@@ -152,7 +152,8 @@ absl::StatusOr<OpenedModel> OpenModel(const WorkerConfig& config) {
   model.fingerprint =
       NumericsFingerprint(*identity, {.weights_format = config.weights,
                                       .kernel_family = std::string(model.backend->name()),
-                                      .activations = config.activations});
+                                      .activations = config.activations,
+                                      .kv_format = config.kv});
   model.bounds.tokens = config.max_step_tokens;
   model.bounds.logit_rows = std::min(config.max_logit_rows, config.max_step_tokens);
   model.bounds.context_length = std::min(config.context_length, model.config.max_positions);
@@ -250,8 +251,9 @@ absl::StatusOr<int64_t> SizeKvCache(const WorkerConfig& config, const OpenedMode
   const Backend& backend = *model.backend;
   // Ranks of one host share its memory; a GPU's is taken for one rank's alone.
   const double sharing = backend.host_memory() ? config.world_size : 1;
-  const double block_bytes = static_cast<double>(KvCache::BlockBytes(
-      backend, shape.layers, shape.kv_heads / config.world_size, shape.head_dim));
+  const double block_bytes = static_cast<double>(
+      KvCache::BlockBytes(backend, shape.layers, shape.kv_heads / config.world_size, shape.head_dim,
+                          config.kv_format()));
   const double activations = static_cast<double>(Transformer::ActivationBytes(
       shape, {.rank = 0, .world_size = config.world_size}, model.bounds, backend));
   const double free = static_cast<double>(backend.AvailableMemory()) / sharing;
@@ -324,9 +326,10 @@ absl::StatusOr<std::unique_ptr<Transformer>> MakeTransformer(const WorkerConfig&
   auto blocks = AgreeOnKvBlocks(config, model, group);
   if (!blocks.ok()) return ExplainMemory(blocks.status(), config);
   auto transformer = Transformer::Create(model.config, shard, std::move(parameters), model.bounds,
-                                         *blocks, *model.backend, group.data());
+                                         *blocks, *model.backend, group.data(), config.kv_format());
   if (!transformer.ok()) return ExplainMemory(transformer.status(), config);
-  spdlog::info("KV cache of {} tokens", int64_t{*blocks} * kKvBlockTokens);
+  spdlog::info("KV cache of {} tokens in {}", int64_t{*blocks} * kKvBlockTokens,
+               config.kv == "bf16" ? config.activations : config.kv);
   return transformer;
 }
 

@@ -52,10 +52,10 @@ void PrintTable(const BenchInfo& info, const std::vector<Measurement>& measureme
   out << absl::StreamFormat("backend %s, %d threads, read %.1f GB/s, bf16 peak %.3f TFLOP/s\n",
                             info.backend, info.threads, info.limits.read_bytes_per_second * 1e-9,
                             info.limits.bf16_flops * 1e-12);
-  out << absl::StreamFormat("%-18s %-24s %12s %12s %8s %8s %6s\n", "op", "shape", "us", "median us",
+  out << absl::StreamFormat("%-18s %-31s %12s %12s %8s %8s %6s\n", "op", "shape", "us", "median us",
                             "GB/s", "TFLOP/s", "ratio");
   for (const Measurement& m : measurements) {
-    out << absl::StreamFormat("%-18s %-24s %12.1f %12.1f %8.1f %8.3f %6.2f\n", m.op, m.shape,
+    out << absl::StreamFormat("%-18s %-31s %12.1f %12.1f %8.1f %8.3f %6.2f\n", m.op, m.shape,
                               m.best_seconds * 1e6, m.median_seconds * 1e6,
                               m.BytesPerSecond() * 1e-9, m.FlopsPerSecond() * 1e-12, m.Ratio());
   }

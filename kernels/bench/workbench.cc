@@ -43,6 +43,9 @@ absl::Status Allocate(Backend& backend, size_t bytes, Buffer& buffer) {
   return absl::OkStatus();
 }
 
+// Behind the shape of a case of attention.
+const char* Suffix(KvFormat format) { return format == KvFormat::kFp8 ? " kv=fp8" : ""; }
+
 }  // namespace
 
 Workbench::Workbench(Backend& backend, bool quick)
@@ -74,8 +77,10 @@ absl::StatusOr<std::unique_ptr<Workbench>> Workbench::Create(Backend& backend, b
 std::vector<OpCase> Workbench::Cases() {
   std::vector<OpCase> cases;
   AddMatmuls(cases);
-  AddAttentionDecode(cases);
-  AddAttentionPrefill(cases);
+  for (const KvFormat format : {KvFormat::kActivation, KvFormat::kFp8}) {
+    AddAttentionDecode(format, cases);
+    AddAttentionPrefill(format, cases);
+  }
   AddRope(cases);
   AddNorms(cases);
   AddRowOps(cases);
@@ -92,12 +97,14 @@ Tensor Workbench::OutputFloats(int64_t rows, int64_t columns) const {
   return Tensor(out_floats_.data(), DType::kF32, rows, columns);
 }
 
-KvCacheLayer Workbench::Cache() const {
-  const size_t block_bytes = backend_.KvBlockBytes(kAttention.kv_heads, kAttention.head_dim);
+KvCacheLayer Workbench::Cache(KvFormat format) const {
+  const size_t block_bytes =
+      backend_.KvBlockBytes(kAttention.kv_heads, kAttention.head_dim, format);
   return {.data = weights_.data(),
           .blocks = static_cast<int32_t>(weights_.bytes() / block_bytes),
           .kv_heads = kAttention.kv_heads,
-          .head_dim = kAttention.head_dim};
+          .head_dim = kAttention.head_dim,
+          .format = format};
 }
 
 void Workbench::AddMatmuls(std::vector<OpCase>& cases) {
@@ -125,8 +132,8 @@ void Workbench::AddMatmuls(std::vector<OpCase>& cases) {
   }
 }
 
-void Workbench::AddAttentionDecode(std::vector<OpCase>& cases) {
-  const KvCacheLayer cache = Cache();
+void Workbench::AddAttentionDecode(KvFormat format, std::vector<OpCase>& cases) {
+  const KvCacheLayer cache = Cache(format);
   constexpr int32_t kBlocks = kContext / kKvBlockTokens;
   const int32_t sequences_in_cache = cache.blocks / kBlocks;
   auto blocks = std::make_shared<std::vector<int32_t>>(cache.blocks);
@@ -148,16 +155,17 @@ void Workbench::AddAttentionDecode(std::vector<OpCase>& cases) {
                          Tensor(outputs_.data(), backend_.activation_dtype(), batch, kColumns));
     };
     const double keys = static_cast<double>(batch) * kContext;
-    cases.push_back(
-        {"attention decode", absl::StrFormat("batch=%d context=%d", batch, kContext),
-         keys / kKvBlockTokens *
-             static_cast<double>(backend_.KvBlockBytes(kAttention.kv_heads, kAttention.head_dim)),
-         keys * kAttention.heads * kAttention.head_dim * 4, run});
+    cases.push_back({"attention decode",
+                     absl::StrFormat("batch=%d context=%d%s", batch, kContext, Suffix(format)),
+                     keys / kKvBlockTokens *
+                         static_cast<double>(backend_.KvBlockBytes(kAttention.kv_heads,
+                                                                   kAttention.head_dim, format)),
+                     keys * kAttention.heads * kAttention.head_dim * 4, run});
   }
 }
 
-void Workbench::AddAttentionPrefill(std::vector<OpCase>& cases) {
-  const KvCacheLayer cache = Cache();
+void Workbench::AddAttentionPrefill(KvFormat format, std::vector<OpCase>& cases) {
+  const KvCacheLayer cache = Cache(format);
   auto blocks = std::make_shared<std::vector<int32_t>>(kContext / kKvBlockTokens);
   for (size_t i = 0; i < blocks->size(); ++i) (*blocks)[i] = static_cast<int32_t>(i);
   const int32_t tokens = std::min<int32_t>(kPrefillTokens, static_cast<int32_t>(tokens_.back()));
@@ -175,16 +183,17 @@ void Workbench::AddAttentionPrefill(std::vector<OpCase>& cases) {
     };
     const double pairs = static_cast<double>(tokens) * (position + (tokens + 1) / 2.0);
     const double keys = position + tokens;
-    cases.push_back(
-        {"attention prefill", absl::StrFormat("T=%d position=%d", tokens, position),
-         keys / kKvBlockTokens *
-             static_cast<double>(backend_.KvBlockBytes(kAttention.kv_heads, kAttention.head_dim)),
-         pairs * kAttention.heads * kAttention.head_dim * 4, run});
+    cases.push_back({"attention prefill",
+                     absl::StrFormat("T=%d position=%d%s", tokens, position, Suffix(format)),
+                     keys / kKvBlockTokens *
+                         static_cast<double>(backend_.KvBlockBytes(kAttention.kv_heads,
+                                                                   kAttention.head_dim, format)),
+                     pairs * kAttention.heads * kAttention.head_dim * 4, run});
   }
 }
 
 void Workbench::AddRope(std::vector<OpCase>& cases) {
-  const KvCacheLayer cache = Cache();
+  const KvCacheLayer cache = Cache(KvFormat::kActivation);
   auto blocks = std::make_shared<std::vector<int32_t>>(kContext / kKvBlockTokens);
   for (size_t i = 0; i < blocks->size(); ++i) (*blocks)[i] = static_cast<int32_t>(i);
   auto table = std::make_shared<std::vector<float>>(kContext * kAttention.head_dim, 0.5f);

@@ -37,8 +37,8 @@ class Workbench {
   Workbench(Backend& backend, bool quick);
 
   void AddMatmuls(std::vector<OpCase>& cases);
-  void AddAttentionDecode(std::vector<OpCase>& cases);
-  void AddAttentionPrefill(std::vector<OpCase>& cases);
+  void AddAttentionDecode(KvFormat format, std::vector<OpCase>& cases);
+  void AddAttentionPrefill(KvFormat format, std::vector<OpCase>& cases);
   void AddRope(std::vector<OpCase>& cases);
   void AddNorms(std::vector<OpCase>& cases);
   void AddRowOps(std::vector<OpCase>& cases);
@@ -46,7 +46,7 @@ class Workbench {
   Tensor Activations(int64_t rows, int64_t columns) const;
   Tensor Floats(int64_t rows, int64_t columns) const;
   Tensor OutputFloats(int64_t rows, int64_t columns) const;
-  KvCacheLayer Cache() const;
+  KvCacheLayer Cache(KvFormat format) const;
 
   Backend& backend_;
   const std::vector<int64_t> tokens_;

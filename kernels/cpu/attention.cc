@@ -7,7 +7,11 @@
 // operations and no other: tokens of a tile are interleaved only to find the keys and values in the
 // cache. Where a pair of positions is half visible, the value of the other half is cleared, so that
 // not even a NaN in it is noticed.
+//
+// In FP8 products are those of the codes: a key's scale enters with its score, a value's with its
+// probability, after the probability has been added to the sum and before it is rounded to BF16.
 
+#include "kernels/cpu/attention_products.h"
 #include "kernels/cpu/kv_layout.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/simd.h"
@@ -15,13 +19,6 @@
 namespace marcoro::cpu::MARCORO_ISA {
 namespace {
 
-constexpr int32_t kTileBlocks = 4;
-constexpr int32_t kTileTokens = kTileBlocks * kBlockTokens;
-constexpr int32_t kVectorsPerBlock = kBlockTokens / kLanes;
-// Heads that are computed together, and vectors of scores or of output elements for each of them:
-// as many accumulators as hide the latency of a multiply-add and still fit in the registers.
-constexpr int32_t kRows = 4;
-constexpr int32_t kVectors = kLanes == 16 ? 4 : 2;
 constexpr float kLowest = -__builtin_inff();
 
 // Of one head of one token.
@@ -30,88 +27,11 @@ struct alignas(64) Running {
   float largest;
 };
 
-// The positions of one KV tile that a token sees, relative to the tile: [low, high], not empty.
-struct Visible {
-  int32_t low;
-  int32_t high;
-};
-
-// The blocks of one KV tile, at the part of the KV head that is read (null where no token sees
-// them), and those of the next. Each line that is read asks for its counterpart in the next tile,
-// so that memory and arithmetic overlap.
-struct KvTile {
-  const BFloat16* blocks[kTileBlocks];
-  const BFloat16* next[kTileBlocks];
-};
-
-// Scores, then probabilities, of kRows heads.
-struct TileScores {
-  alignas(64) float scores[kRows][kTileTokens];
-  alignas(64) BFloat16 probabilities[kRows][kTileTokens];
-  alignas(64) float rescale[kLanes];  // by how much earlier sums count now
-};
-
-MARCORO_INLINE int32_t Larger(int32_t a, int32_t b) { return a > b ? a : b; }
-MARCORO_INLINE int32_t Smaller(int32_t a, int32_t b) { return a < b ? a : b; }
-
-// Scores of `rows` heads against the keys in `vectors` neighbouring vectors of positions.
-template <int rows, int vectors>
-MARCORO_INLINE void ScoreVectors(const BFloat16* q, int32_t head_dim, const KvTile& kv,
-                                 int32_t first_vector, TileScores& tile) {
-  Float sums[rows][vectors];
-  const BFloat16* keys[vectors];
-  const BFloat16* next_keys[vectors];
-  MARCORO_UNROLL
-  for (int v = 0; v < vectors; ++v) {
-    const int32_t vector = first_vector + v;
-    const int32_t offset = vector % kVectorsPerBlock * kLanes * 2;
-    keys[v] = kv.blocks[vector / kVectorsPerBlock] + offset;
-    next_keys[v] = kv.next[vector / kVectorsPerBlock] + offset;
-    MARCORO_UNROLL
-    for (int r = 0; r < rows; ++r) sums[r][v] = Set(0);
-  }
-  for (int32_t i = 0; i < head_dim; i += 2) {
-    Pairs key[vectors];
-    MARCORO_UNROLL
-    for (int v = 0; v < vectors; ++v) {
-      key[v] = LoadPairs(keys[v] + int64_t{i} * kBlockTokens);
-      Prefetch(next_keys[v] + int64_t{i} * kBlockTokens);
-    }
-    MARCORO_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      const Pairs query = BroadcastPair(q + int64_t{r} * head_dim + i);
-      MARCORO_UNROLL
-      for (int v = 0; v < vectors; ++v) sums[r][v] = DotPairs(sums[r][v], query, key[v]);
-    }
-  }
-  MARCORO_UNROLL
-  for (int r = 0; r < rows; ++r) {
-    MARCORO_UNROLL
-    for (int v = 0; v < vectors; ++v) {
-      Store(sums[r][v], tile.scores[r] + (first_vector + v) * kLanes);
-    }
-  }
-}
-
-// Scores of `rows` heads against the keys in vectors [begin, end) of positions.
-template <int rows>
-void Score(const BFloat16* q, int32_t head_dim, const KvTile& kv, int32_t begin, int32_t end,
-           TileScores& tile) {
-  for (; end - begin >= kVectors; begin += kVectors) {
-    ScoreVectors<rows, kVectors>(q, head_dim, kv, begin, tile);
-  }
-  if constexpr (kVectors > 2) {
-    if (end - begin == 3) ScoreVectors<rows, 3>(q, head_dim, kv, begin, tile);
-    if (end - begin == 2) ScoreVectors<rows, 2>(q, head_dim, kv, begin, tile);
-    if (end - begin == 1) ScoreVectors<rows, 1>(q, head_dim, kv, begin, tile);
-  }
-}
-
 // Turns the scores of `rows` heads in vectors [begin, end) into probabilities relative to the
 // largest score so far, 0 for what is not visible, and brings the running sums up to date.
-template <int rows>
-MARCORO_INLINE void Softmax(float scale, Visible visible, int32_t begin, int32_t end,
-                            Running* running, TileScores& tile) {
+template <KvFormat format, int rows>
+MARCORO_INLINE void Softmax(float scale, const KvTile& kv, int32_t head_dim, Visible visible,
+                            int32_t begin, int32_t end, Running* running, TileScores& tile) {
   Float largest[rows];
   MARCORO_UNROLL
   for (int r = 0; r < rows; ++r) largest[r] = Set(running[r].largest);
@@ -138,90 +58,42 @@ MARCORO_INLINE void Softmax(float scale, Visible visible, int32_t begin, int32_t
   MARCORO_UNROLL
   for (int r = 0; r < rows; ++r) sums[r] = Mul(Load(running[r].sum), Set(tile.rescale[r]));
   for (int32_t v = begin; v < end; ++v) {
+    Float scales;
+    if constexpr (format == KvFormat::kFp8) {
+      // 0 · NaN is NaN: what is not visible has no scale.
+      scales = KeepBetween(Mul(Load(ScalesOf(kv, ValueScales(head_dim), v)), Set(1 / kDecodedUnit)),
+                           v * kLanes, visible.low, visible.high, 0);
+    }
     MARCORO_UNROLL
     for (int r = 0; r < rows; ++r) {
       BFloat16* rounded = tile.probabilities[r] + v * kLanes;
-      StoreBf16(Exp(Sub(Load(tile.scores[r] + v * kLanes), largest[r])), rounded);
-      sums[r] = Add(sums[r], LoadBf16(rounded));  // what is multiplied with the values
+      const Float probability = Exp(Sub(Load(tile.scores[r] + v * kLanes), largest[r]));
+      if constexpr (format == KvFormat::kFp8) {
+        StoreBf16(Mul(probability, scales), rounded);
+        sums[r] = Add(sums[r], probability);
+      } else {
+        StoreBf16(probability, rounded);
+        sums[r] = Add(sums[r], LoadBf16(rounded));  // what is multiplied with the values
+      }
     }
   }
   MARCORO_UNROLL
   for (int r = 0; r < rows; ++r) Store(sums[r], running[r].sum);
 }
 
-// out[r] = out[r] · rescale[r] + Σ probability · value over the visible positions, for `rows` heads
-// and `vectors` neighbouring vectors of elements, the first of which is `element`.
-template <int rows, int vectors>
-MARCORO_INLINE void WeighVectors(const KvTile& kv, int32_t head_dim, int32_t element,
-                                 Visible visible, const TileScores& tile, float* out) {
-  const int32_t padded = PaddedHeadDim(head_dim);
-  Float sums[rows][vectors];
-  MARCORO_UNROLL
-  for (int r = 0; r < rows; ++r) {
-    MARCORO_UNROLL
-    for (int v = 0; v < vectors; ++v) {
-      sums[r][v] =
-          Mul(Load(out + int64_t{r} * padded + element + v * kLanes), Set(tile.rescale[r]));
-    }
-  }
-  const int32_t first = visible.low / 2;
-  const int32_t last = visible.high / 2;
-  for (int32_t pair = first; pair <= last; ++pair) {
-    uint32_t keep = 0xffffffffu;
-    if (pair == first && visible.low % 2 == 1) keep &= 0xffff0000u;
-    if (pair == last && visible.high % 2 == 0) keep &= 0x0000ffffu;
-    constexpr int32_t kBlockPairs = kBlockTokens / 2;
-    const int64_t offset =
-        KeyElements(head_dim) + (int64_t{pair % kBlockPairs} * padded + element) * 2;
-    const BFloat16* row = kv.blocks[pair / kBlockPairs] + offset;
-    const BFloat16* next_row = kv.next[pair / kBlockPairs] + offset;
-    Pairs value[vectors];
-    MARCORO_UNROLL
-    for (int v = 0; v < vectors; ++v) {
-      value[v] = LoadPairs(row + v * kLanes * 2, keep);
-      Prefetch(next_row + v * kLanes * 2);
-    }
-    MARCORO_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      const Pairs probability = BroadcastPair(tile.probabilities[r] + pair * 2);
-      MARCORO_UNROLL
-      for (int v = 0; v < vectors; ++v) sums[r][v] = DotPairs(sums[r][v], probability, value[v]);
-    }
-  }
-  MARCORO_UNROLL
-  for (int r = 0; r < rows; ++r) {
-    MARCORO_UNROLL
-    for (int v = 0; v < vectors; ++v) {
-      Store(sums[r][v], out + int64_t{r} * padded + element + v * kLanes);
-    }
-  }
-}
-
-template <int rows>
-void Weigh(const KvTile& kv, int32_t head_dim, Visible visible, const TileScores& tile,
-           float* out) {
-  const int32_t padded = PaddedHeadDim(head_dim);
-  int32_t element = 0;
-  for (; element + kVectors * kLanes <= padded; element += kVectors * kLanes) {
-    WeighVectors<rows, kVectors>(kv, head_dim, element, visible, tile, out);
-  }
-  for (; element < padded; element += kLanes) {
-    WeighVectors<rows, 1>(kv, head_dim, element, visible, tile, out);
-  }
-}
-
 // One KV tile for `rows` heads of one token.
-template <int rows>
+template <KvFormat format, int rows>
 void AddKvTile(const BFloat16* q, int32_t head_dim, float scale, const KvTile& kv, Visible visible,
                Running* running, float* out) {
   TileScores tile;
   const int32_t begin = visible.low / kBlockTokens * kVectorsPerBlock;
   const int32_t end = (visible.high / kBlockTokens + 1) * kVectorsPerBlock;
-  Score<rows>(q, head_dim, kv, begin, end, tile);
-  Softmax<rows>(scale, visible, begin, end, running, tile);
-  Weigh<rows>(kv, head_dim, visible, tile, out);
+  Score<format, rows>(q, head_dim, kv, begin, end, tile);
+  Softmax<format, rows>(scale, kv, head_dim, visible, begin, end, running, tile);
+  Weigh<format, rows>(kv, head_dim, visible, tile, out);
 }
 
+template <KvFormat format>
 void AddKvTile(const BFloat16* q, int32_t heads, int32_t head_dim, float scale, const KvTile& kv,
                Visible visible, Running* running, float* out) {
   const int64_t padded = PaddedHeadDim(head_dim);
@@ -229,16 +101,16 @@ void AddKvTile(const BFloat16* q, int32_t heads, int32_t head_dim, float scale, 
     const int32_t rows = Smaller(heads, kRows);
     switch (rows) {
       case 4:
-        AddKvTile<4>(q, head_dim, scale, kv, visible, running, out);
+        AddKvTile<format, 4>(q, head_dim, scale, kv, visible, running, out);
         break;
       case 3:
-        AddKvTile<3>(q, head_dim, scale, kv, visible, running, out);
+        AddKvTile<format, 3>(q, head_dim, scale, kv, visible, running, out);
         break;
       case 2:
-        AddKvTile<2>(q, head_dim, scale, kv, visible, running, out);
+        AddKvTile<format, 2>(q, head_dim, scale, kv, visible, running, out);
         break;
       default:
-        AddKvTile<1>(q, head_dim, scale, kv, visible, running, out);
+        AddKvTile<format, 1>(q, head_dim, scale, kv, visible, running, out);
         break;
     }
     heads -= rows;
@@ -262,10 +134,13 @@ KvTile FindKvTile(const AttentionTile& tile, int32_t begin, int32_t first, int32
   return kv;
 }
 
+template <KvFormat format>
 void StoreHead(const float* sums, const Running& running, int32_t head_dim, BFloat16* out) {
   const Float total = Set(Sum(Load(running.sum)));
   for (int32_t i = 0; i < head_dim; i += kLanes) {
-    const Float v = Div(Load(sums + i), total);
+    Float v = Div(Load(sums + i), total);
+    // Never -0, which what is not visible could make of it.
+    if constexpr (format == KvFormat::kFp8) v = Add(v, Set(0));
     StoreFirstBf16(v, Smaller(kLanes, head_dim - i), out + i);
   }
 }
@@ -274,9 +149,8 @@ int32_t FirstPosition(int32_t position, int32_t window) {
   return window > 0 ? Larger(0, position - window + 1) : 0;
 }
 
-}  // namespace
-
-void AttendTile(const AttentionTile& tile) {
+template <KvFormat format>
+void Attend(const AttentionTile& tile) {
   alignas(64) float out[kAttentionTileElements];
   Running running[kAttentionTileTokens * kAttentionTileHeads];
   const int64_t padded = PaddedHeadDim(tile.head_dim);
@@ -297,15 +171,25 @@ void AttendTile(const AttentionTile& tile) {
                                Smaller(kTileTokens - 1, position - begin)};
       if (visible.low > visible.high) continue;
       const int32_t row = t * tile.heads;
-      AddKvTile(tile.q + t * tile.q_stride, tile.heads, tile.head_dim, tile.scale, kv, visible,
-                running + row, out + row * padded);
+      AddKvTile<format>(tile.q + t * tile.q_stride, tile.heads, tile.head_dim, tile.scale, kv,
+                        visible, running + row, out + row * padded);
     }
   }
 
   for (int32_t r = 0; r < rows; ++r) {
     BFloat16* to =
         tile.out + r / tile.heads * tile.out_stride + int64_t{r % tile.heads} * tile.head_dim;
-    StoreHead(out + r * padded, running[r], tile.head_dim, to);
+    StoreHead<format>(out + r * padded, running[r], tile.head_dim, to);
+  }
+}
+
+}  // namespace
+
+void AttendTile(const AttentionTile& tile) {
+  if (tile.format == KvFormat::kFp8) {
+    Attend<KvFormat::kFp8>(tile);
+  } else {
+    Attend<KvFormat::kActivation>(tile);
   }
 }
 

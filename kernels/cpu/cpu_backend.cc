@@ -72,7 +72,7 @@ class CpuBackend final : public Backend {
   size_t WeightBytes(const WeightShape& shape) const override;
   void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count,
                   const void* source) const override;
-  size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim) const override;
+  size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim, KvFormat format) const override;
   void ZeroKvBlocks(const KvCacheLayer& cache, absl::Span<const int32_t> blocks) override;
   void Embed(absl::Span<const int32_t> ids, const Tensor& table, const Tensor& out) override;
   void RmsNorm(const Tensor& x, const float* weight, float epsilon, const Tensor& out) override;
@@ -154,13 +154,13 @@ void CpuBackend::MultiplyQuantized(const QuantizedActivations& x, const PackedWe
   family_.multiply_quantized(pool_, x, weight, out);
 }
 
-size_t CpuBackend::KvBlockBytes(int32_t kv_heads, int32_t head_dim) const {
+size_t CpuBackend::KvBlockBytes(int32_t kv_heads, int32_t head_dim, KvFormat format) const {
   MARCORO_CHECK(kv_heads > 0 && head_dim > 0 && head_dim % 2 == 0);
-  return static_cast<size_t>(BlockElements(kv_heads, head_dim)) * sizeof(BFloat16);
+  return static_cast<size_t>(BlockBytes(kv_heads, head_dim, format));
 }
 
 void CpuBackend::ZeroKvBlocks(const KvCacheLayer& cache, absl::Span<const int32_t> blocks) {
-  const size_t bytes = KvBlockBytes(cache.kv_heads, cache.head_dim);
+  const size_t bytes = KvBlockBytes(cache.kv_heads, cache.head_dim, cache.format);
   for (const int32_t block : blocks) {
     CheckBlock(cache, block);
     std::memset(static_cast<char*>(cache.data) + static_cast<size_t>(block) * bytes, 0, bytes);
@@ -205,8 +205,9 @@ void CpuBackend::RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const Att
                                 absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                                 const Tensor& q) {
   CheckRopeAndStoreKv(qkv, rope, shape, sequences, cache, q, DType::kBF16);
-  BFloat16* const data = static_cast<BFloat16*>(cache.data);
-  const int64_t block_stride = BlockElements(shape.kv_heads, shape.head_dim);
+  MARCORO_CHECK(shape.head_dim <= kAttentionTileElements);
+  char* const data = static_cast<char*>(cache.data);
+  const int64_t block_stride = BlockBytes(shape.kv_heads, shape.head_dim, cache.format);
   const auto store_token = [&](const SequenceSpan& sequence, int64_t t) {
     const int32_t position = sequence.position + static_cast<int32_t>(t);
     const int32_t block = sequence.blocks[position / kBlockTokens];
@@ -218,7 +219,8 @@ void CpuBackend::RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const Att
                    .head_dim = shape.head_dim,
                    .q = q.Row<BFloat16>(sequence.first_row + t),
                    .block = data + block * block_stride,
-                   .slot = position % kBlockTokens});
+                   .slot = position % kBlockTokens,
+                   .format = cache.format});
   };
   // Many sequences with a token each, or a few with many: parallel over the longer.
   const int64_t count = static_cast<int64_t>(sequences.size());
@@ -285,16 +287,17 @@ void CpuBackend::Attention(const Tensor& q, const AttentionShape& shape,
                         .q_stride = q.stride,
                         .out = out.Row<BFloat16>(row) + column,
                         .out_stride = out.stride,
-                        .head = static_cast<const BFloat16*>(cache.data) +
-                                task.head / group * HeadElements(shape.head_dim),
-                        .block_stride = BlockElements(shape.kv_heads, shape.head_dim),
+                        .head = static_cast<const char*>(cache.data) +
+                                task.head / group * HeadBytes(shape.head_dim, cache.format),
+                        .block_stride = BlockBytes(shape.kv_heads, shape.head_dim, cache.format),
                         .blocks = task.sequence->blocks,
                         .tokens = task.tokens,
                         .position = task.sequence->position + task.token,
                         .heads = task.heads,
                         .head_dim = shape.head_dim,
                         .window = shape.window,
-                        .scale = scale});
+                        .scale = scale,
+                        .format = cache.format});
   };
   const int64_t tasks = static_cast<int64_t>(attention_tasks_.size());
   constexpr int64_t kMultipliesPerElement = 16;  // about as fast as one element of other ops

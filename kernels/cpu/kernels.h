@@ -23,9 +23,10 @@ struct RopeRow {
   int32_t heads;
   int32_t kv_heads;
   int32_t head_dim;
-  BFloat16* q;      // (heads head_dim)
-  BFloat16* block;  // the KV block of this token, as kv_layout.h describes it
-  int32_t slot;     // the token's place in the block, in [0, 16)
+  BFloat16* q;   // (heads head_dim)
+  char* block;   // the KV block of this token, as kv_layout.h describes it
+  int32_t slot;  // the token's place in the block, in [0, 16)
+  KvFormat format;
 };
 
 // The largest tile that AttendTile takes.
@@ -40,8 +41,8 @@ struct AttentionTile {
   int64_t q_stride;   // elements from one token to the next
   BFloat16* out;      // likewise
   int64_t out_stride;
-  const BFloat16* head;   // this KV head's part of block 0 of the cache
-  int64_t block_stride;   // elements from one block of the cache to the next
+  const char* head;       // this KV head's part of block 0 of the cache
+  int64_t block_stride;   // bytes from one block of the cache to the next
   const int32_t* blocks;  // the sequence's block table
   int32_t tokens;
   int32_t position;  // of the first token
@@ -49,6 +50,7 @@ struct AttentionTile {
   int32_t head_dim;
   int32_t window;  // as in AttentionShape
   float scale;     // of the scores
+  KvFormat format;
 };
 
 struct Kernels {

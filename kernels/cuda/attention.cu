@@ -16,8 +16,8 @@ constexpr int kMostSplitRows = 256;
 
 int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-bool Splits(const AttentionShape& shape) {
-  const int bytes = SplitSharedBytes(shape.head_dim);
+bool Splits(const AttentionShape& shape, KvFormat format) {
+  const int bytes = SplitSharedBytes(shape.head_dim, format);
   return bytes > 0 && bytes <= DeviceMatmulLimits().shared_bytes;
 }
 
@@ -31,8 +31,8 @@ int64_t SplitBlocks(const AttentionShape& shape, int64_t rows, int64_t splits) {
 // Where blocks of 128 query rows would leave multiprocessors idle, sequences of up to
 // kMostSplitRows are split, though each 16 of their query rows read the cache again (from the
 // second-level cache).
-int SplitRows(const AttentionShape& shape, int64_t rows) {
-  if (!Splits(shape)) return 0;
+int SplitRows(const AttentionShape& shape, KvFormat format, int64_t rows) {
+  if (!Splits(shape, format)) return 0;
   const int64_t walk_blocks = DivideUp(rows * shape.heads, kWalkRows);
   if (walk_blocks < DeviceMatmulLimits().multiprocessors) return kMostSplitRows;
   return static_cast<int>(DivideUp(shape.heads / shape.kv_heads, kQueryTileRows) * kQueryTileRows);
@@ -41,7 +41,7 @@ int SplitRows(const AttentionShape& shape, int64_t rows) {
 }  // namespace
 
 size_t AttentionScratchBytes(const AttentionShape& shape, int64_t rows, int64_t context) {
-  if (!Splits(shape)) return 0;
+  if (!Splits(shape, KvFormat::kActivation) && !Splits(shape, KvFormat::kFp8)) return 0;
   const int64_t splits = DivideUp(context, kSplitPositions);
   return static_cast<size_t>(SplitBlocks(shape, rows, splits) * splits *
                              PartialFloats(PaddedHeadDim(shape.head_dim))) *
@@ -59,7 +59,8 @@ void Attention(Stream stream, const Tensor& q, const AttentionShape& shape, cons
       .q_stride = q.stride,
       .out = out.Row<uint16_t>(0),
       .out_stride = out.stride,
-      .cache = static_cast<const uint16_t*>(cache.data),
+      .cache = static_cast<const char*>(cache.data),
+      .format = cache.format,
       .step = step,
       .heads = shape.heads,
       .kv_heads = shape.kv_heads,
@@ -67,7 +68,7 @@ void Attention(Stream stream, const Tensor& q, const AttentionShape& shape, cons
       .head_dim = shape.head_dim,
       .window = shape.window,
       .scale = static_cast<float>(1.4426950408889634 / std::sqrt(double(shape.head_dim))),
-      .split_rows = SplitRows(shape, step.rows),
+      .split_rows = SplitRows(shape, cache.format, step.rows),
       .split_blocks = static_cast<int>(SplitBlocks(shape, step.rows, splits)),
       .most_splits = static_cast<int>(splits),
       .partials = static_cast<float*>(scratch)};

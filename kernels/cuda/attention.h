@@ -26,7 +26,8 @@ struct AttentionTask {
   int64_t q_stride = 0;
   uint16_t* out = nullptr;
   int64_t out_stride = 0;
-  const uint16_t* cache = nullptr;
+  const char* cache = nullptr;
+  KvFormat format = KvFormat::kActivation;
   DeviceStep step;
   int heads = 0;
   int kv_heads = 0;
@@ -48,7 +49,7 @@ void AttendWalks(Stream stream, const AttentionTask& task);
 void MergeSplits(Stream stream, const AttentionTask& task);
 
 // Shared memory that attention_split.cu needs; 0 if it does not take heads of so many dimensions.
-int SplitSharedBytes(int head_dim);
+int SplitSharedBytes(int head_dim, KvFormat format);
 
 // The multiple of 16 that the kernels' fragments cover: 32, 64, 96, 128, or 256.
 constexpr int PaddedHeadDim(int head_dim) {

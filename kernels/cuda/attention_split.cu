@@ -15,6 +15,9 @@
 // gives 1770 cycles. Four barriers for a piece.
 #include <type_traits>
 
+#include "kernels/cuda/attention_bf16.h"
+#include "kernels/cuda/attention_copy.h"
+#include "kernels/cuda/attention_fp8.h"
 #include "kernels/cuda/attention_pieces.h"
 #include "kernels/cuda/attention_tile.h"
 #include "kernels/cuda/device/dependent_launch.h"
@@ -29,19 +32,22 @@ constexpr int kThreads = kWarps * kWarpThreads;
 constexpr int PairsOfWarp(int dims) { return (dims / kDepth + kWarps - 1) / kWarps; }
 
 // Shared memory: six tiles (four of keys, two of values; then the other two of values where keys
-// were), probabilities (16, 256), the rows' largest scores in each tile.
-template <int kDims>
+// were), probabilities (16, 256), the rows' largest scores in each tile. In FP8 also the rows' sums
+// of probabilities in each tile, and the scales of keys and values.
+template <typename Element, int kDims>
 struct SplitMemory {
   static constexpr int kTiles = 6;
-  static constexpr int kProbabilities = kTiles * TileBytes(kDims);
-  static constexpr int kRow = kSplitPositions + kChunk;
+  static constexpr int kProbabilities = kTiles * TileBytes<Element>(kDims);
+  static constexpr int kRow = RowElements<uint16_t>(kSplitPositions);
   static constexpr int kMaxima = kProbabilities + kQueryTileRows * kRow * 2;
-  static constexpr int kBytes = kMaxima + kSplitTiles * kQueryTileRows * 4;
+  static constexpr int kSums = kMaxima + kSplitTiles * kQueryTileRows * 4;
+  static constexpr int kScales = kSums + kSplitTiles * kQueryTileRows * 4;
+  static constexpr int kBytes = kIsCode<Element> ? kScales + 2 * kSplitPositions * 4 : kSums;
 
-  MARCORO_DEVICE static SharedArray<uint16_t> Keys(int t) {
-    return {t * TileBytes(kDims), TileElements(kDims)};
+  MARCORO_DEVICE static SharedArray<Element> Keys(int t) {
+    return {t * TileBytes<Element>(kDims), TileElements<Element>(kDims)};
   }
-  MARCORO_DEVICE static SharedArray<uint16_t> Values(int t) {
+  MARCORO_DEVICE static SharedArray<Element> Values(int t) {
     return Keys(t < 2 ? kSplitTiles + t : t - 2);
   }
   MARCORO_DEVICE static SharedArray<uint16_t> Probabilities() {
@@ -50,9 +56,14 @@ struct SplitMemory {
   MARCORO_DEVICE static SharedArray<float> Maxima() {
     return {kMaxima, kSplitTiles * kQueryTileRows};
   }
+  MARCORO_DEVICE static SharedArray<float> Sums() { return {kSums, kSplitTiles * kQueryTileRows}; }
+  MARCORO_DEVICE static SharedArray<float> KeyScales(int t) {
+    return {kScales + t * kTilePositions * 4, kTilePositions};
+  }
+  MARCORO_DEVICE static SharedArray<float> ValueScales(int t) { return KeyScales(kSplitTiles + t); }
 };
 
-template <int kDims, int kPairs>
+template <typename Element, int kDims, int kPairs>
 MARCORO_DEVICE void StorePartial(const RunningSplit<kPairs>& split, float* partial) {
   MARCORO_UNROLL_LOOP
   for (int half = 0; half < 2; ++half) {
@@ -61,9 +72,10 @@ MARCORO_DEVICE void StorePartial(const RunningSplit<kPairs>& split, float* parti
     for (int n = 0; n < kPairs * 2; ++n) {
       const int pair = Warp() + n / 2 * kWarps;
       if (pair >= kDims / kDepth) break;
-      const int dim = pair * kDepth + n % 2 * 8 + Lane() % 4 * 2;
-      *reinterpret_cast<Words2*>(partial + row * kDims + dim) = {
-          FloatToBits(split.out[n][half * 2]), FloatToBits(split.out[n][half * 2 + 1])};
+      const TwoOutputs two =
+          OutputsOf<Element>(split.out[n / 2 * 2], split.out[n / 2 * 2 + 1], half, n % 2);
+      *reinterpret_cast<Words2*>(partial + row * kDims + pair * kDepth + two.dim) = {
+          FloatToBits(two.first), FloatToBits(two.second)};
     }
     if (Warp() == 0 && Lane() % 4 == 0) {
       partial[kQueryTileRows * kDims + row] = split.max[half];
@@ -73,11 +85,11 @@ MARCORO_DEVICE void StorePartial(const RunningSplit<kPairs>& split, float* parti
 }
 
 // One piece, as a block computes it.
-template <int kDims>
+template <typename Element, int kDims>
 class SplitPiece {
  public:
   static constexpr int kPairs = PairsOfWarp(kDims);
-  using Memory = SplitMemory<kDims>;
+  using Memory = SplitMemory<Element, kDims>;
 
   MARCORO_DEVICE SplitPiece(const AttentionTask& task, const QuerySequence& sequence,
                             const QueryTile& tile, int kv_head, int split)
@@ -97,10 +109,7 @@ class SplitPiece {
     if (loaded_.low > loaded_.high) return;
     SyncBlock();  // nobody reads the piece before this one any more
     const int mine = Warp();
-    if (Seen(mine)) {
-      CopyTile<kDims, kWarpThreads>(task_, sequence_.blocks, KeysOf(task_, kv_head_), Begin(mine),
-                                    loaded_, Lane(), Memory::Keys(mine));
-    }
+    if (Seen(mine)) CopyKeys(mine);
     CommitCopies();
     CopyValues(0, 2);
     WaitCopies<1>();
@@ -125,13 +134,25 @@ class SplitPiece {
     return Overlap({Begin(t), Begin(t) + kTilePositions - 1}, loaded_);
   }
 
+  // Asks for the keys of the warp's tile; in FP8 also for the scales of its keys and values.
+  MARCORO_DEVICE void CopyKeys(int t) const {
+    CopyTile<kDims, kWarpThreads>(task_, sequence_.blocks, KeysOf<Element>(task_, kv_head_),
+                                  Begin(t), loaded_, Lane(), Memory::Keys(t));
+    if constexpr (kIsCode<Element>) {
+      CopyScales(task_, sequence_.blocks, KeyScalesOf(task_, kv_head_), Begin(t), loaded_, Lane(),
+                 Memory::KeyScales(t));
+      CopyScales(task_, sequence_.blocks, ValueScalesOf(task_, kv_head_), Begin(t), loaded_,
+                 Lane() - kScaleThreads, Memory::ValueScales(t));
+    }
+  }
+
   // Asks for the values of tiles [from, to).
   MARCORO_DEVICE void CopyValues(int from, int to) const {
     MARCORO_KEEP_LOOP
     for (int t = from; t < to; ++t) {
       if (!Seen(t)) continue;
-      CopyTile<kDims, kThreads>(task_, sequence_.blocks, ValuesOf(task_, kv_head_, 0), Begin(t),
-                                loaded_, ThreadIndex(), Memory::Values(t));
+      CopyTile<kDims, kThreads>(task_, sequence_.blocks, ValuesOf<Element>(task_, kv_head_, 0),
+                                Begin(t), loaded_, ThreadIndex(), Memory::Values(t));
     }
     CommitCopies();
   }
@@ -146,6 +167,7 @@ class SplitPiece {
       for (int depth = 0; depth < kDims / kDepth; ++depth) {
         AddScores<kDims>(queries[depth], depth, Memory::Keys(Warp()), scores);
       }
+      if constexpr (kIsCode<Element>) ScaleScores(Memory::KeyScales(Warp()), scores);
       HideScores(tile_, Begin(Warp()), scores);
       LargestScores(scores, task_.scale, max);
     }
@@ -176,16 +198,27 @@ class SplitPiece {
     base[0] = Base(base[0]);
     base[1] = Base(base[1]);
     const SharedArray<uint16_t> to = Memory::Probabilities();
+    float sums[4] = {};
     MARCORO_UNROLL_LOOP
     for (int depth = 0; depth < kTileDepths; ++depth) {
       uint32_t a[4];
-      Probabilities(scores, depth, task_.scale, base, a);
+      if constexpr (kIsCode<Element>) {
+        ScaledProbabilities(scores, depth, task_.scale, base, Memory::ValueScales(Warp()), a, sums);
+      } else {
+        Probabilities(scores, depth, task_.scale, base, a);
+      }
       MARCORO_UNROLL_LOOP
       for (int i = 0; i < 4; ++i) {
         const int row = Lane() / 4 + i % 2 * 8;
         const int position = Warp() * kTilePositions + depth * kDepth + i / 2 * 8 + Lane() % 4 * 2;
         to.StoreAs<uint32_t>(row * Memory::kRow + position, a[i]);
       }
+    }
+    if constexpr (kIsCode<Element>) {
+      if (Lane() % 4 != 0) return;
+      const int row = Warp() * kQueryTileRows + Lane() / 4;
+      Memory::Sums().Store(row, sums[0]);
+      Memory::Sums().Store(row + 8, sums[2]);
     }
   }
 
@@ -208,6 +241,21 @@ class SplitPiece {
     float max[2];
     LoadMaxima(t, max);
     split.Rebase(max);
+    if constexpr (kIsCode<Element>) {
+      const int sums = t * kQueryTileRows + Lane() / 4;
+      split.AddToSums(Memory::Sums().Load(sums), Memory::Sums().Load(sums + 8));
+      MARCORO_UNROLL_LOOP
+      for (int depth = 0; depth < kTileDepths; ++depth) {
+        uint32_t a[4];
+        LoadProbabilities(t, depth, a);
+        AddValues<kDims>(a, depth, Memory::Values(t), Warp(), kWarps, split);
+      }
+    } else {
+      AddBf16Values(t, split);
+    }
+  }
+
+  MARCORO_DEVICE void AddBf16Values(int t, RunningSplit<kPairs>& split) const {
     const SharedArray<uint16_t> values = Memory::Values(t);
     uint32_t a[4];
     if (RowsDiffer(t) && !AllFinite<kDims>(values)) {
@@ -235,7 +283,7 @@ class SplitPiece {
   Visible loaded_;  // what the query rows see of the split
 };
 
-template <int kDims>
+template <typename Element, int kDims>
 MARCORO_KERNEL(kThreads, 2)
 AttendSplitsKernel(AttentionTask task) {
   LaunchDependents();
@@ -262,34 +310,38 @@ AttendSplitsKernel(AttentionTask task) {
     uint32_t queries[kDims / kDepth][4];
     MARCORO_UNROLL_LOOP
     for (int depth = 0; depth < kDims / kDepth; ++depth) {
-      LoadQueries(task, tile, depth, queries[depth]);
+      if constexpr (kIsCode<Element>) {
+        LoadQueriesForCodes(task, tile, depth, queries[depth]);
+      } else {
+        LoadQueries(task, tile, depth, queries[depth]);
+      }
     }
     RunningSplit<kPairs> split;
-    SplitPiece<kDims>(task, sequence, tile, kv_head, counts.first_split + split_of_run)
+    SplitPiece<Element, kDims>(task, sequence, tile, kv_head, counts.first_split + split_of_run)
         .Compute(queries, split);
 
     if (piece - split_of_run < begin) {
-      StorePartial<kDims>(split, PartialOf(task, BlockIndexX(), 1 + piece - begin));
+      StorePartial<Element, kDims>(split, PartialOf(task, BlockIndexX(), 1 + piece - begin));
       continue;
     }
     if (split_of_run == 0) total.Clear();
     MergeInto(total, split);
     if (split_of_run == counts.splits - 1) {
-      StoreRows<kDims>(task, tile, 0, Warp(), kWarps, total);
+      StoreRows<Element, kDims>(task, tile, 0, Warp(), kWarps, total);
     } else if (piece == end - 1) {
-      StorePartial<kDims>(total, PartialOf(task, BlockIndexX(), 0));
+      StorePartial<Element, kDims>(total, PartialOf(task, BlockIndexX(), 0));
     }
   }
 }
 
-template <int kDims>
+template <typename Element, int kDims>
 void LaunchSplits(Stream stream, const AttentionTask& task) {
   Launch(stream,
          {.grid_x = task.split_blocks,
           .threads = kThreads,
-          .shared_bytes = SplitMemory<kDims>::kBytes,
+          .shared_bytes = SplitMemory<Element, kDims>::kBytes,
           .overlaps_kernel_ahead = true},
-         AttendSplitsKernel<kDims>, task);
+         AttendSplitsKernel<Element, kDims>, task);
 }
 
 // Calls run with the dimensions that are computed for a head of head_dim, as a constant.
@@ -307,17 +359,28 @@ auto WithPaddedHeadDim(int head_dim, const Run& run) {
   }
 }
 
+template <typename Element>
+int SharedBytes(int head_dim) {
+  if (head_dim % kChunkElements<Element> != 0 || head_dim > 128) return 0;
+  return WithPaddedHeadDim(
+      head_dim, [](auto dims) { return SplitMemory<Element, decltype(dims)::value>::kBytes; });
+}
+
 }  // namespace
 
-int SplitSharedBytes(int head_dim) {
-  if (head_dim % kChunk != 0 || head_dim > 128) return 0;
-  return WithPaddedHeadDim(head_dim,
-                           [](auto dims) { return SplitMemory<decltype(dims)::value>::kBytes; });
+int SplitSharedBytes(int head_dim, KvFormat format) {
+  return format == KvFormat::kFp8 ? SharedBytes<uint8_t>(head_dim)
+                                  : SharedBytes<uint16_t>(head_dim);
 }
 
 void AttendSplits(Stream stream, const AttentionTask& task) {
-  WithPaddedHeadDim(task.head_dim,
-                    [&](auto dims) { LaunchSplits<decltype(dims)::value>(stream, task); });
+  WithPaddedHeadDim(task.head_dim, [&](auto dims) {
+    if (task.format == KvFormat::kFp8) {
+      LaunchSplits<uint8_t, decltype(dims)::value>(stream, task);
+    } else {
+      LaunchSplits<uint16_t, decltype(dims)::value>(stream, task);
+    }
+  });
 }
 
 }  // namespace marcoro::cuda

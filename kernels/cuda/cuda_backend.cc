@@ -80,7 +80,7 @@ class CudaBackend final : public Backend, private StepHost {
   absl::StatusOr<std::unique_ptr<RowStage>> MakeRowStage(size_t bytes) const override {
     return cuda::MakeRowStage(device_, bytes, quantized_ ? DType::kF8E4M3 : DType::kBF16);
   }
-  size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim) const override;
+  size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim, KvFormat format) const override;
   void ZeroKvBlocks(const KvCacheLayer& cache, absl::Span<const int32_t> blocks) override;
   void Embed(absl::Span<const int32_t> ids, const Tensor& table, const Tensor& out) override;
   void RmsNorm(const Tensor& x, const float* weight, float epsilon, const Tensor& out) override;
@@ -277,13 +277,13 @@ void CudaBackend::PackWeight(const PackedWeight& weight, int64_t first_row, int6
   Note(status);
 }
 
-size_t CudaBackend::KvBlockBytes(int32_t kv_heads, int32_t head_dim) const {
+size_t CudaBackend::KvBlockBytes(int32_t kv_heads, int32_t head_dim, KvFormat format) const {
   MARCORO_CHECK(kv_heads > 0 && head_dim > 0 && head_dim % 2 == 0);
-  return static_cast<size_t>(BlockElements(kv_heads, head_dim)) * sizeof(BFloat16);
+  return static_cast<size_t>(BlockBytes(kv_heads, head_dim, format));
 }
 
 void CudaBackend::ZeroKvBlocks(const KvCacheLayer& cache, absl::Span<const int32_t> blocks) {
-  const size_t bytes = KvBlockBytes(cache.kv_heads, cache.head_dim);
+  const size_t bytes = KvBlockBytes(cache.kv_heads, cache.head_dim, cache.format);
   for (const int32_t block : blocks) {
     CheckBlock(cache, block);
     Fill(stream_, static_cast<char*>(cache.data) + static_cast<size_t>(block) * bytes, 0, bytes);

@@ -9,6 +9,17 @@
 namespace marcoro::reference {
 namespace {
 
+// The elements of one position's key or value.
+std::vector<float> CachedRow(const KvCacheLayer& cache, DType dtype, const SequenceSpan& sequence,
+                             int32_t position, int32_t kv_head, KvPart part) {
+  const KvRow row = FindKvRow(cache, dtype, sequence, position, kv_head, part);
+  std::vector<float> elements = ToFloats(row.elements, dtype, cache.head_dim);
+  if (row.scale != nullptr) {
+    for (float& element : elements) element *= *row.scale;
+  }
+  return elements;
+}
+
 // One query head at one position: the textbook formula over the positions that it sees, oldest
 // first.
 std::vector<float> Attend(const std::vector<float>& query, const KvCacheLayer& cache, DType dtype,
@@ -21,8 +32,7 @@ std::vector<float> Attend(const std::vector<float>& query, const KvCacheLayer& c
   std::vector<float> scores;
   float max = -std::numeric_limits<float>::infinity();
   for (int32_t p = first; p <= position; ++p) {
-    const std::vector<float> key =
-        ToFloats(KvRow(cache, dtype, sequence, p, kv_head, KvPart::kKeys), dtype, head_dim);
+    const std::vector<float> key = CachedRow(cache, dtype, sequence, p, kv_head, KvPart::kKeys);
     float dot = 0;
     for (int32_t i = 0; i < head_dim; ++i) dot += query[i] * key[i];
     scores.push_back(dot * scale);
@@ -33,8 +43,7 @@ std::vector<float> Attend(const std::vector<float>& query, const KvCacheLayer& c
   std::vector<float> result(static_cast<size_t>(head_dim), 0.0f);
   for (int32_t p = first; p <= position; ++p) {
     const float probability = std::exp(scores[p - first] - max);
-    const std::vector<float> value =
-        ToFloats(KvRow(cache, dtype, sequence, p, kv_head, KvPart::kValues), dtype, head_dim);
+    const std::vector<float> value = CachedRow(cache, dtype, sequence, p, kv_head, KvPart::kValues);
     sum += probability;
     for (int32_t i = 0; i < head_dim; ++i) result[i] += probability * value[i];
   }

@@ -33,6 +33,21 @@ float E4M3ToFloat(uint8_t code) {
   return sign * std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
 }
 
+uint8_t FloatToE4M3(float value) {
+  constexpr uint8_t kLargest = 0x7e;
+  const float magnitude = std::abs(value);
+  // The numbers of codes grow with the code.
+  uint8_t code = 0;
+  while (code < kLargest && E4M3ToFloat(code + 1) <= magnitude) ++code;
+  if (code < kLargest) {
+    // Exact: neighbours and what lies between them differ in few bits.
+    const float above = E4M3ToFloat(code + 1) - magnitude;
+    const float below = magnitude - E4M3ToFloat(code);
+    if (above < below || (above == below && code % 2 == 1)) ++code;
+  }
+  return std::signbit(value) ? code | 0x80 : code;
+}
+
 std::vector<float> ToFloats(const void* data, DType dtype, int64_t count) {
   std::vector<float> result(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) result[i] = Load(data, dtype, i);

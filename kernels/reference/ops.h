@@ -24,13 +24,16 @@ void QuantizeActivations(const Tensor& x, const QuantizedActivations& out);
 void MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
                        const Tensor& out);
 
-// `dtype` is that of the cached keys and values.
+// `dtype` is that of the cached keys and values: kF8E4M3 for KvFormat::kFp8.
 void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                     absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                     DType dtype, const Tensor& q);
 void Attention(const Tensor& q, const AttentionShape& shape,
                absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache, DType dtype,
                const Tensor& out);
+
+// The scale of a key's or value's elements in KvFormat::kFp8.
+float KvScale(const float* elements, int32_t count);
 
 void SwiGlu(const Tensor& gate_up, const Tensor& out);
 

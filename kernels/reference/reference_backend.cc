@@ -44,13 +44,13 @@ class ReferenceBackend final : public Backend {
     reference::PackWeight(weight, first_row, count, source);
   }
 
-  size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim) const override {
+  size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim, KvFormat format) const override {
     MARCORO_CHECK(kv_heads > 0 && head_dim > 0);
-    return reference::KvBlockBytes(kv_heads, head_dim, activations_);
+    return reference::KvBlockBytes(kv_heads, head_dim, CachedType(format));
   }
 
   void ZeroKvBlocks(const KvCacheLayer& cache, absl::Span<const int32_t> blocks) override {
-    const size_t bytes = KvBlockBytes(cache.kv_heads, cache.head_dim);
+    const size_t bytes = KvBlockBytes(cache.kv_heads, cache.head_dim, cache.format);
     for (const int32_t block : blocks) {
       CheckBlock(cache, block);
       std::memset(static_cast<char*>(cache.data) + static_cast<size_t>(block) * bytes, 0, bytes);
@@ -94,14 +94,14 @@ class ReferenceBackend final : public Backend {
                       absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                       const Tensor& q) override {
     CheckRopeAndStoreKv(qkv, rope, shape, sequences, cache, q, activations_);
-    reference::RopeAndStoreKv(qkv, rope, shape, sequences, cache, activations_, q);
+    reference::RopeAndStoreKv(qkv, rope, shape, sequences, cache, CachedType(cache.format), q);
   }
 
   void Attention(const Tensor& q, const AttentionShape& shape,
                  absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
                  const Tensor& out) override {
     CheckAttention(q, shape, sequences, cache, out, activations_);
-    reference::Attention(q, shape, sequences, cache, activations_, out);
+    reference::Attention(q, shape, sequences, cache, CachedType(cache.format), out);
   }
 
   void SwiGlu(const Tensor& gate_up, const Tensor& out) override {
@@ -115,6 +115,10 @@ class ReferenceBackend final : public Backend {
   }
 
  private:
+  DType CachedType(KvFormat format) const {
+    return format == KvFormat::kFp8 ? DType::kF8E4M3 : activations_;
+  }
+
   const DType activations_;
   const bool quantizes_;
 };

@@ -1,3 +1,8 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
 #include "kernels/reference/element.h"
 #include "kernels/reference/kv_layout.h"
 #include "kernels/reference/ops.h"
@@ -5,19 +10,43 @@
 namespace marcoro::reference {
 namespace {
 
-// out (D) = in (D) with elements i and i + D/2 turned by the angle whose cosine is table[i] and
-// whose sine is table[i + D/2].
-void Rotate(const float* in, const float* table, int32_t head_dim, DType dtype, void* out) {
+// `in` (D) with elements i and i + D/2 turned by the angle whose cosine is table[i] and whose sine
+// is table[i + D/2].
+std::vector<float> Rotated(const float* in, const float* table, int32_t head_dim) {
   const int32_t half = head_dim / 2;
+  std::vector<float> out(static_cast<size_t>(head_dim));
   for (int32_t i = 0; i < half; ++i) {
     const float cosine = table[i];
     const float sine = table[i + half];
-    Store(in[i] * cosine - in[i + half] * sine, dtype, out, i);
-    Store(in[i + half] * cosine + in[i] * sine, dtype, out, i + half);
+    out[i] = in[i] * cosine - in[i + half] * sine;
+    out[i + half] = in[i + half] * cosine + in[i] * sine;
+  }
+  return out;
+}
+
+// A key or value (D) as the cache holds it.
+void StoreRow(const float* in, int32_t head_dim, DType dtype, const KvRow& row) {
+  if (row.scale == nullptr) {
+    for (int32_t i = 0; i < head_dim; ++i) Store(in[i], dtype, row.elements, i);
+    return;
+  }
+  auto* codes = static_cast<uint8_t*>(row.elements);
+  *row.scale = KvScale(in, head_dim);
+  for (int32_t i = 0; i < head_dim; ++i) {
+    codes[i] = std::isnan(*row.scale) ? 0 : FloatToE4M3(in[i] / *row.scale);
   }
 }
 
 }  // namespace
+
+float KvScale(const float* elements, int32_t count) {
+  float largest = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    if (!std::isfinite(elements[i])) return std::numeric_limits<float>::quiet_NaN();
+    largest = std::max(largest, std::abs(elements[i]));
+  }
+  return largest == 0 ? 1.0f : std::max(largest / 448, std::numeric_limits<float>::denorm_min());
+}
 
 void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape& shape,
                     absl::Span<const SequenceSpan> sequences, const KvCacheLayer& cache,
@@ -33,15 +62,17 @@ void RopeAndStoreKv(const Tensor& qkv, const Tensor& rope, const AttentionShape&
       const float* values = keys + int64_t{shape.kv_heads} * head_dim;
       for (int32_t h = 0; h < shape.heads; ++h) {
         const int64_t column = int64_t{h} * head_dim;
-        char* out = static_cast<char*>(q.RowBytes(row)) + column * SizeOf(q.dtype);
-        Rotate(in + column, table, head_dim, q.dtype, out);
+        const std::vector<float> query = Rotated(in + column, table, head_dim);
+        for (int32_t i = 0; i < head_dim; ++i) {
+          Store(query[i], q.dtype, q.RowBytes(row), column + i);
+        }
       }
       for (int32_t c = 0; c < shape.kv_heads; ++c) {
         const int64_t column = int64_t{c} * head_dim;
-        Rotate(keys + column, table, head_dim, dtype,
-               KvRow(cache, dtype, sequence, position, c, KvPart::kKeys));
-        void* value = KvRow(cache, dtype, sequence, position, c, KvPart::kValues);
-        for (int32_t i = 0; i < head_dim; ++i) Store(values[column + i], dtype, value, i);
+        StoreRow(Rotated(keys + column, table, head_dim).data(), head_dim, dtype,
+                 FindKvRow(cache, dtype, sequence, position, c, KvPart::kKeys));
+        StoreRow(values + column, head_dim, dtype,
+                 FindKvRow(cache, dtype, sequence, position, c, KvPart::kValues));
       }
     }
   }

@@ -282,5 +282,15 @@ TEST(BadStartTest, RanksOfDifferentNumbersRefuseEachOther) {
   }
 }
 
+TEST(BadStartTest, RanksOfDifferentKvFormatsRefuseEachOther) {
+  const int port = FreePorts(1);
+  const std::string address = absl::StrCat("127.0.0.1:", port);
+  Process root({Program("marcoro-worker"), "--model=" + ModelFolder("tiny"), "--world-size=2",
+                "--kv=fp8", "--listen=" + address, "--join-timeout=5s"});
+  ExpectRefusal({Program("marcoro-worker"), "--model=" + ModelFolder("tiny"), "--rank=1",
+                 "--world-size=2", "--root=" + address, "--join-timeout=5s"},
+                {"fingerprint"});
+}
+
 }  // namespace
 }  // namespace marcoro

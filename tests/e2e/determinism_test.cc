@@ -147,8 +147,27 @@ TEST(DeterminismTest, QuantizedActivationsHaveAFingerprintOfTheirOwn) {
   EXPECT_NE(fingerprints[0], fingerprints[1]);
 }
 
+TEST(DeterminismTest, KvFormatsReportDifferentFingerprints) {
+  std::vector<std::string> fingerprints;
+  for (const char* kv : {"bf16", "fp8"}) {
+    Cluster cluster({.flags = {std::string("--kv=") + kv}});
+    ASSERT_TRUE(cluster.ready()) << cluster.log();
+    fingerprints.push_back(cluster.client().Model().numerics_fingerprint());
+  }
+  EXPECT_NE(fingerprints[0], fingerprints[1]);
+}
+
 TEST(DeterminismTest, FourRanksOfQuantizedActivationsGiveTheBitsOfOne) {
   ExpectSameBits({.tp = 4, .flags = {"--max-step-tokens=50"}}, {"--activations=fp8"});
+}
+
+TEST(DeterminismTest, AnFp8CacheGivesTheSameBitsAloneTogetherAndOnTwoRanks) {
+  Cluster alone({.flags = {"--kv=fp8", "--no-prefix-cache"}});
+  ASSERT_TRUE(alone.ready()) << alone.log();
+  const std::vector<std::string> expected = Alone(alone.client());
+  Cluster two_ranks({.tp = 2, .flags = {"--kv=fp8", "--kv-tokens=1024"}});
+  ASSERT_TRUE(two_ranks.ready()) << two_ranks.log();
+  EXPECT_EQ(expected, Together(two_ranks.client()));
 }
 
 TEST(DeterminismTest, TensorParallelDegreesReportTheSameFingerprint) {

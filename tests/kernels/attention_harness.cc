@@ -47,6 +47,27 @@ std::vector<std::vector<int32_t>> DealBlocks(const AttentionInput& input, uint32
   return tables;
 }
 
+double NearestE4M3(double number) {
+  if (number == 0) return 0;
+  const int exponent = std::max(std::ilogb(number), -6);
+  const double unit = std::ldexp(1.0, exponent - 3);
+  // The default rounding is to nearest even.
+  return std::clamp(std::nearbyint(number / unit) * unit, -448.0, 448.0);
+}
+
+// A key or value as the cache holds it.
+std::vector<double> Cached(std::vector<float> elements, KvFormat format) {
+  std::vector<double> cached;
+  float largest = 0;
+  for (const float element : elements) largest = std::max(largest, std::abs(element));
+  const float scale = largest == 0 ? 1.0f : largest / 448;
+  for (const float element : elements) {
+    cached.push_back(format == KvFormat::kFp8 ? NearestE4M3(element / scale) * scale
+                                              : ToFloat(ToBFloat16(element)));
+  }
+  return cached;
+}
+
 }  // namespace
 
 AttentionInput::AttentionInput(const AttentionShape& shape_in, std::vector<int32_t> lengths_in,
@@ -68,11 +89,13 @@ AttentionResult RunAttention(const AttentionInput& input, const AttentionRun& ru
   const AttentionShape& shape = input.shape;
   int32_t cache_blocks = 0;
   const auto tables = DealBlocks(input, run.block_seed, cache_blocks);
-  auto buffer = backend->Allocate(static_cast<size_t>(cache_blocks) *
-                                  backend->KvBlockBytes(shape.kv_heads, shape.head_dim));
+  auto buffer =
+      backend->Allocate(static_cast<size_t>(cache_blocks) *
+                        backend->KvBlockBytes(shape.kv_heads, shape.head_dim, run.format));
   MARCORO_CHECK(buffer.ok());
   std::memset(buffer->data(), 0xff, buffer->bytes());
-  const KvCacheLayer cache = {buffer->data(), cache_blocks, shape.kv_heads, shape.head_dim};
+  const KvCacheLayer cache = {buffer->data(), cache_blocks, shape.kv_heads, shape.head_dim,
+                              run.format};
 
   const int64_t width = int64_t{shape.heads} * shape.head_dim;
   AttentionResult result = {Matrix(run.activations, input.qkv.rows(), width),
@@ -148,17 +171,26 @@ std::vector<Step> RandomChunks(const AttentionInput& input, uint32_t seed) {
   return steps;
 }
 
-Matrix ExactAttention(const AttentionInput& input) {
+Matrix ExactAttention(const AttentionInput& input, KvFormat format) {
   const AttentionShape& shape = input.shape;
   const int32_t dim = shape.head_dim;
   const int32_t half = dim / 2;
-  const auto rotated = [&](int64_t row, int32_t position, int64_t column, int32_t i) {
-    const float sign = i < half ? -1.0f : 1.0f;
-    const float self = input.qkv.At(row, column + i);
-    const float other = input.qkv.At(row, column + (i + half) % dim);
-    const float cosine = input.rope.At(position, i % half);
-    const float sine = input.rope.At(position, half + i % half);
-    return double{ToFloat(ToBFloat16(self * cosine + sign * (other * sine)))};
+  const auto rotated = [&](int64_t row, int32_t position, int64_t column) {
+    std::vector<float> elements;
+    for (int32_t i = 0; i < dim; ++i) {
+      const float sign = i < half ? -1.0f : 1.0f;
+      const float self = input.qkv.At(row, column + i);
+      const float other = input.qkv.At(row, column + (i + half) % dim);
+      const float cosine = input.rope.At(position, i % half);
+      const float sine = input.rope.At(position, half + i % half);
+      elements.push_back(self * cosine + sign * (other * sine));
+    }
+    return elements;
+  };
+  const auto plain = [&](int64_t row, int64_t column) {
+    std::vector<float> elements;
+    for (int32_t i = 0; i < dim; ++i) elements.push_back(input.qkv.At(row, column + i));
+    return elements;
   };
   Matrix out(DType::kF32, input.qkv.rows(), int64_t{shape.heads} * dim);
   for (int32_t s = 0; s < static_cast<int32_t>(input.lengths.size()); ++s) {
@@ -168,20 +200,22 @@ Matrix ExactAttention(const AttentionInput& input) {
         const int64_t kv_head = h / (shape.heads / shape.kv_heads);
         const int64_t key = (shape.heads + kv_head) * dim;
         const int64_t value = (shape.heads + shape.kv_heads + kv_head) * dim;
+        const std::vector<double> query =
+            Cached(rotated(input.RowOf(s, p), p, int64_t{h} * dim), KvFormat::kActivation);
         std::vector<double> sums(static_cast<size_t>(dim), 0.0);
         double total = 0;
         for (int32_t k = first; k <= p; ++k) {
+          const int64_t row = input.RowOf(s, k);
+          const std::vector<double> keys = Cached(rotated(row, k, key), format);
+          const std::vector<double> values = Cached(plain(row, value), format);
           double dot = 0;
           for (int32_t i = 0; i < dim; ++i) {
-            dot += rotated(input.RowOf(s, p), p, int64_t{h} * dim, i) *
-                   rotated(input.RowOf(s, k), k, key, i);
+            dot += query[static_cast<size_t>(i)] * keys[static_cast<size_t>(i)];
           }
           const double probability = std::exp(dot / std::sqrt(static_cast<double>(dim)));
           total += probability;
           for (int32_t i = 0; i < dim; ++i) {
-            sums[static_cast<size_t>(i)] +=
-                probability *
-                double{ToFloat(ToBFloat16(input.qkv.At(input.RowOf(s, k), value + i)))};
+            sums[static_cast<size_t>(i)] += probability * values[static_cast<size_t>(i)];
           }
         }
         for (int32_t i = 0; i < dim; ++i) {

@@ -42,6 +42,7 @@ struct AttentionRun {
   DType activations = DType::kBF16;
   std::vector<Step> steps;  // every position of every sequence once
   uint32_t block_seed = 1;  // which blocks of the cache the sequences get
+  KvFormat format = KvFormat::kActivation;
 };
 
 struct AttentionResult {
@@ -58,8 +59,8 @@ std::vector<Step> AllAtOnce(const AttentionInput& input);
 std::vector<Step> TokenByToken(const AttentionInput& input);
 std::vector<Step> RandomChunks(const AttentionInput& input, uint32_t seed);
 
-// softmax(q kᵀ / sqrt(D)) v in double over the rotated queries and keys, those and the values
-// rounded to BF16 as the cache rounds them.
-Matrix ExactAttention(const AttentionInput& input);
+// softmax(q kᵀ / sqrt(D)) v in double over the rotated queries, rounded to BF16, and the keys and
+// values as a cache of that format holds them.
+Matrix ExactAttention(const AttentionInput& input, KvFormat format = KvFormat::kActivation);
 
 }  // namespace marcoro

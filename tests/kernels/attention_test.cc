@@ -40,6 +40,13 @@ TEST(ReferenceAttentionTest, IsTheFormulaInFloat32) {
   EXPECT_TRUE(Near(ExactAttention(input), bf16.out, kBf16HalfUlp * 1.01f, 1e-6f));
 }
 
+TEST(ReferenceAttentionTest, InFp8IsTheFormulaOverCodesTimesScales) {
+  const AttentionInput input = Input(4, 2, 6, 0, {21});
+  const AttentionResult result =
+      RunAttention(input, {"reference", 1, DType::kBF16, AllAtOnce(input), 1, KvFormat::kFp8});
+  EXPECT_TRUE(Near(ExactAttention(input, KvFormat::kFp8), result.out, kBf16HalfUlp * 1.01f, 1e-6f));
+}
+
 TEST(ReferenceAttentionTest, EqualKeysGiveTheMeanOfTheValuesInTheWindow) {
   AttentionInput input = Input(1, 1, 2, 3, {5});
   for (int32_t p = 0; p < 5; ++p) {
@@ -88,20 +95,26 @@ std::vector<ShapeCase> ShapeCases() {
   };
 }
 
-class AttentionTest : public ::testing::TestWithParam<std::tuple<std::string, ShapeCase>> {
+const char* NameOf(KvFormat format) { return format == KvFormat::kFp8 ? "Fp8" : "Bf16"; }
+
+class AttentionTest
+    : public ::testing::TestWithParam<std::tuple<std::string, KvFormat, ShapeCase>> {
  protected:
-  const std::string& backend() const { return std::get<0>(GetParam()); }
+  AttentionRun Run(std::vector<Step> steps, int threads = 1, uint32_t block_seed = 1) const {
+    return {std::get<0>(GetParam()), threads,    DType::kBF16,
+            std::move(steps),        block_seed, std::get<1>(GetParam())};
+  }
   AttentionInput InputOf(std::vector<int32_t> lengths) const {
-    return AttentionInput(std::get<1>(GetParam()).shape, std::move(lengths));
+    return AttentionInput(std::get<2>(GetParam()).shape, std::move(lengths));
   }
 };
 
 TEST_P(AttentionTest, AgreesWithTheReference) {
   const AttentionInput input = InputOf({1, 2, 15, 16, 17, 33, 63, 64, 65, 150});
-  const AttentionResult expected =
-      RunAttention(input, {"reference", 1, DType::kBF16, AllAtOnce(input)});
-  const AttentionResult actual =
-      RunAttention(input, {backend(), 2, DType::kBF16, AllAtOnce(input)});
+  AttentionRun reference = Run(AllAtOnce(input));
+  reference.backend = "reference";
+  const AttentionResult expected = RunAttention(input, reference);
+  const AttentionResult actual = RunAttention(input, Run(AllAtOnce(input), 2));
   EXPECT_TRUE(BitwiseEqual(expected.q, actual.q));
   // Probabilities are rounded to BF16 before they meet the values.
   EXPECT_TRUE(Near(expected.out, actual.out, kBf16Ulp, kBf16HalfUlp * kLargestValue));
@@ -109,15 +122,13 @@ TEST_P(AttentionTest, AgreesWithTheReference) {
 
 TEST_P(AttentionTest, BitsDoNotDependOnChunksCompanyBlocksOrThreads) {
   const AttentionInput input = InputOf({1, 18, 33, 90, 131});
-  const AttentionResult expected =
-      RunAttention(input, {backend(), 1, DType::kBF16, TokenByToken(input)});
-  const AttentionResult at_once =
-      RunAttention(input, {backend(), 1, DType::kBF16, AllAtOnce(input), 2});
+  const AttentionResult expected = RunAttention(input, Run(TokenByToken(input)));
+  const AttentionResult at_once = RunAttention(input, Run(AllAtOnce(input), 1, 2));
   EXPECT_TRUE(BitwiseEqual(expected.out, at_once.out)) << "all at once";
   for (uint32_t seed = 1; seed <= 6; ++seed) {
     const int threads = static_cast<int>(seed % 4) + 1;
-    const AttentionResult mixed = RunAttention(
-        input, {backend(), threads, DType::kBF16, RandomChunks(input, seed), 10 + seed});
+    const AttentionResult mixed =
+        RunAttention(input, Run(RandomChunks(input, seed), threads, 10 + seed));
     EXPECT_TRUE(BitwiseEqual(expected.out, mixed.out))
         << "random chunks " << seed << " on " << threads << " threads";
   }
@@ -126,14 +137,12 @@ TEST_P(AttentionTest, BitsDoNotDependOnChunksCompanyBlocksOrThreads) {
 TEST_P(AttentionTest, WhatIsNotVisibleDoesNotMatterNotEvenNan) {
   const AttentionInput clean = InputOf({100});
   const int32_t window = clean.shape.window;
-  const AttentionResult expected =
-      RunAttention(clean, {backend(), 1, DType::kBF16, AllAtOnce(clean)});
+  const AttentionResult expected = RunAttention(clean, Run(AllAtOnce(clean)));
   for (const int32_t bad : {0, 1, 15, 16, 41, 64, 98, 99}) {
     SCOPED_TRACE(bad);
     AttentionInput input = clean;
     input.qkv.FillRow(bad, NAN);
-    const AttentionResult result =
-        RunAttention(input, {backend(), 1, DType::kBF16, AllAtOnce(input)});
+    const AttentionResult result = RunAttention(input, Run(AllAtOnce(input)));
     for (int32_t p = 0; p < 100; ++p) {
       const bool sees = p >= bad && (window == 0 || p - bad < window);
       for (int64_t c = 0; c < result.out.columns(); ++c) {
@@ -146,35 +155,44 @@ TEST_P(AttentionTest, WhatIsNotVisibleDoesNotMatterNotEvenNan) {
 }
 
 // Every backend with the shapes that it takes.
-std::vector<std::tuple<std::string, ShapeCase>> Cases() {
-  std::vector<std::tuple<std::string, ShapeCase>> cases;
+std::vector<AttentionTest::ParamType> Cases() {
+  std::vector<AttentionTest::ParamType> cases;
   for (const std::string& name : FastBackendNames()) {
     const auto backend = MakeBackend(name);
     for (const ShapeCase& shape : ShapeCases()) {
       const StepLimits limits = {.tokens = 1, .attention = shape.shape, .weights = {}};
-      if (backend->Reserve(limits).ok()) cases.emplace_back(name, shape);
+      if (!backend->Reserve(limits).ok()) continue;
+      cases.emplace_back(name, KvFormat::kActivation, shape);
+      cases.emplace_back(name, KvFormat::kFp8, shape);
     }
   }
   return cases;
 }
 
 std::string CaseName(const ::testing::TestParamInfo<AttentionTest::ParamType>& info) {
-  return std::get<0>(info.param) + "_" + std::get<1>(info.param).name;
+  return std::get<0>(info.param) + "_" + NameOf(std::get<1>(info.param)) + "_" +
+         std::get<2>(info.param).name;
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionTest, ::testing::ValuesIn(Cases()), CaseName);
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(AttentionTest);
 
-class AttentionBackendTest : public ::testing::TestWithParam<std::string> {};
+class AttentionBackendTest : public ::testing::TestWithParam<std::tuple<std::string, KvFormat>> {
+ protected:
+  const std::string& backend() const { return std::get<0>(GetParam()); }
+  KvFormat format() const { return std::get<1>(GetParam()); }
+  AttentionRun Run(std::vector<Step> steps, const std::string& name = "") const {
+    return {name.empty() ? backend() : name, 1, DType::kBF16, std::move(steps), 1, format()};
+  }
+};
 
 TEST_P(AttentionBackendTest, ErrorIsLikeThatOfRoundingTheOutput) {
   const AttentionInput input = Input(4, 1, 128, 0, {300});
-  const Matrix exact = ExactAttention(input);
+  const Matrix exact = ExactAttention(input, format());
   Matrix rounded(DType::kBF16, exact.rows(), exact.columns());
   for (int64_t r = 0; r < exact.rows(); ++r) {
     for (int64_t c = 0; c < exact.columns(); ++c) rounded.Set(r, c, exact.At(r, c));
   }
-  const AttentionResult result =
-      RunAttention(input, {GetParam(), 1, DType::kBF16, AllAtOnce(input)});
+  const AttentionResult result = RunAttention(input, Run(AllAtOnce(input)));
   EXPECT_LE(RmsError(exact, result.out), 1.5 * RmsError(exact, rounded));
 }
 
@@ -183,10 +201,8 @@ TEST_P(AttentionBackendTest, ScoresFarApartDoNotOverflow) {
   for (int64_t r = 0; r < 200; ++r) {
     for (int64_t c = 0; c < 48; ++c) input.qkv.Set(r, c, input.qkv.At(r, c) * 100);
   }
-  const AttentionResult expected =
-      RunAttention(input, {"reference", 1, DType::kBF16, AllAtOnce(input)});
-  const AttentionResult actual =
-      RunAttention(input, {GetParam(), 1, DType::kBF16, AllAtOnce(input)});
+  const AttentionResult expected = RunAttention(input, Run(AllAtOnce(input), "reference"));
+  const AttentionResult actual = RunAttention(input, Run(AllAtOnce(input)));
   // A score of thousands is only as good as 2⁻²⁴ of itself.
   EXPECT_TRUE(Near(expected.out, actual.out, kBf16Ulp, 0.02f));
 }
@@ -194,43 +210,46 @@ TEST_P(AttentionBackendTest, ScoresFarApartDoNotOverflow) {
 TEST_P(AttentionBackendTest, LongSequencesAgreeWithTheReference) {
   const AttentionInput input = Input(4, 2, 32, 0, {1000});
   const std::vector<Step> steps = {{{0, 0, 990}}, {{0, 990, 10}}};
-  const AttentionResult expected = RunAttention(input, {"reference", 1, DType::kBF16, steps});
-  const AttentionResult actual = RunAttention(input, {GetParam(), 2, DType::kBF16, steps});
+  const AttentionResult expected = RunAttention(input, Run(steps, "reference"));
+  const AttentionResult actual = RunAttention(input, Run(steps));
   EXPECT_TRUE(Near(expected.out, actual.out, kBf16Ulp, kBf16HalfUlp * kLargestValue));
 }
 
 TEST_P(AttentionBackendTest, ABlockOutsideTheCacheIsABug) {
-  const auto backend = MakeBackend(GetParam());
+  const auto ops = MakeBackend(backend());
   const AttentionShape shape = {1, 1, 2, 0};
-  std::vector<uint8_t> memory(backend->KvBlockBytes(1, 2), 0);
-  const KvCacheLayer cache = {memory.data(), 1, 1, 2};
+  std::vector<uint8_t> memory(ops->KvBlockBytes(1, 2, format()), 0);
+  const KvCacheLayer cache = {memory.data(), 1, 1, 2, format()};
   const Matrix q = Matrix(DType::kBF16, 1, 2).FillNormal(1);
   const Matrix out(DType::kBF16, 1, 2);
   const int32_t block = 1;
   const std::vector<SequenceSpan> spans = {{0, 1, 0, &block, 1}};
   GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_DEATH(backend->Attention(q.view(), shape, spans, cache, out.view()),
+  EXPECT_DEATH(ops->Attention(q.view(), shape, spans, cache, out.view()),
                "check failed: block >= 0");
 }
 
 TEST_P(AttentionBackendTest, ZeroedBlocksReadAsZeros) {
-  const auto backend = MakeBackend(GetParam());
+  const auto ops = MakeBackend(backend());
   const AttentionShape shape = {2, 1, 16, 0};
-  auto memory = backend->Allocate(3 * backend->KvBlockBytes(1, 16));
+  auto memory = ops->Allocate(3 * ops->KvBlockBytes(1, 16, format()));
   ASSERT_TRUE(memory.ok());
   std::memset(memory->data(), 0xff, memory->bytes());
-  const KvCacheLayer cache = {memory->data(), 3, 1, 16};
+  const KvCacheLayer cache = {memory->data(), 3, 1, 16, format()};
   const std::vector<int32_t> blocks = {2, 0};
-  backend->ZeroKvBlocks(cache, blocks);
+  ops->ZeroKvBlocks(cache, blocks);
   const Matrix q = Matrix(DType::kBF16, 1, 32).FillNormal(1);
   const Matrix out(DType::kBF16, 1, 32);
   const std::vector<SequenceSpan> spans = {{0, 1, 31, blocks.data(), 2}};
-  backend->Attention(q.view(), shape, spans, cache, out.view());
+  ops->Attention(q.view(), shape, spans, cache, out.view());
   for (int64_t c = 0; c < 32; ++c) EXPECT_EQ(out.At(0, c), 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, AttentionBackendTest, ::testing::ValuesIn(AllBackendNames()),
-                         BackendTestName);
+INSTANTIATE_TEST_SUITE_P(
+    Backends, AttentionBackendTest,
+    ::testing::Combine(::testing::ValuesIn(AllBackendNames()),
+                       ::testing::Values(KvFormat::kActivation, KvFormat::kFp8)),
+    [](const auto& test) { return std::get<0>(test.param) + NameOf(std::get<1>(test.param)); });
 
 }  // namespace
 }  // namespace marcoro

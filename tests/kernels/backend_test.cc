@@ -140,8 +140,10 @@ TEST_P(BackendTest, ParallelForRunsEachIndexOnce) {
 
 TEST_P(BackendTest, ABlockHoldsKeysAndValues) {
   const auto backend = MakeBackend(GetParam());
-  EXPECT_EQ(backend->KvBlockBytes(8, 128), 2u * 16 * 8 * 128 * 2);
-  EXPECT_GE(backend->KvBlockBytes(1, 2), 2u * 16 * 2 * 2);
+  EXPECT_EQ(backend->KvBlockBytes(8, 128, KvFormat::kActivation), 2u * 16 * 8 * 128 * 2);
+  EXPECT_GE(backend->KvBlockBytes(1, 2, KvFormat::kActivation), 2u * 16 * 2 * 2);
+  EXPECT_EQ(backend->KvBlockBytes(8, 128, KvFormat::kFp8), 2u * 16 * 8 * (128 + sizeof(float)));
+  EXPECT_GE(backend->KvBlockBytes(1, 2, KvFormat::kFp8), 2u * 16 * (2 + sizeof(float)));
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, ::testing::ValuesIn(AllBackendNames()),

@@ -5,8 +5,8 @@
 namespace marcoro {
 
 absl::StatusOr<KvCache> KvCache::Create(Backend& backend, int32_t layers, int32_t kv_heads,
-                                        int32_t head_dim, int32_t blocks) {
-  const size_t layer_bytes = blocks * backend.KvBlockBytes(kv_heads, head_dim);
+                                        int32_t head_dim, int32_t blocks, KvFormat format) {
+  const size_t layer_bytes = blocks * backend.KvBlockBytes(kv_heads, head_dim, format);
   auto storage = backend.Allocate(layers * layer_bytes);
   if (!storage.ok()) return storage.status();
   KvCache cache;
@@ -17,7 +17,8 @@ absl::StatusOr<KvCache> KvCache::Create(Backend& backend, int32_t layers, int32_
         {.data = static_cast<char*>(cache.storage_.data()) + layer * layer_bytes,
          .blocks = blocks,
          .kv_heads = kv_heads,
-         .head_dim = head_dim});
+         .head_dim = head_dim,
+         .format = format});
   }
   return cache;
 }

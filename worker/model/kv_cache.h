@@ -15,12 +15,12 @@ class KvCache {
   // `blocks` blocks of 16 positions, each holding kv_heads heads of every layer. RESOURCE_EXHAUSTED
   // if memory does not suffice.
   static absl::StatusOr<KvCache> Create(Backend& backend, int32_t layers, int32_t kv_heads,
-                                        int32_t head_dim, int32_t blocks);
+                                        int32_t head_dim, int32_t blocks, KvFormat format);
 
   // Bytes of one block over all layers.
   static size_t BlockBytes(const Backend& backend, int32_t layers, int32_t kv_heads,
-                           int32_t head_dim) {
-    return layers * backend.KvBlockBytes(kv_heads, head_dim);
+                           int32_t head_dim, KvFormat format) {
+    return layers * backend.KvBlockBytes(kv_heads, head_dim, format);
   }
 
   const KvCacheLayer& layer(int index) const { return layers_[index]; }

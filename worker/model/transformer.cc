@@ -97,11 +97,12 @@ struct Transformer::Activations {
 
 absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
     const ModelConfig& config, const Shard& shard, ModelParameters parameters,
-    const StepBounds& bounds, int32_t kv_blocks, Backend& backend, Communicator& communicator) {
+    const StepBounds& bounds, int32_t kv_blocks, Backend& backend, Communicator& communicator,
+    KvFormat kv_format) {
   absl::Status reserved = backend.Reserve(LimitsOf(config, shard, bounds));
   if (!reserved.ok()) return reserved;
   auto cache = KvCache::Create(backend, config.layers, config.kv_heads / shard.world_size,
-                               config.head_dim, kv_blocks);
+                               config.head_dim, kv_blocks, kv_format);
   if (!cache.ok()) return cache.status();
   std::unique_ptr<Communicator> staged;
   if (!backend.host_memory() && communicator.host_memory()) {

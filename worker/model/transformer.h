@@ -27,10 +27,11 @@ struct StepBounds {
 class Transformer {
  public:
   // Takes the parameters; backend and communicator must outlive the transformer. kv_blocks is the
-  // size of the KV cache.
+  // size of the KV cache, kv_format how it holds keys and values.
   static absl::StatusOr<std::unique_ptr<Transformer>> Create(
       const ModelConfig& config, const Shard& shard, ModelParameters parameters,
-      const StepBounds& bounds, int32_t kv_blocks, Backend& backend, Communicator& communicator);
+      const StepBounds& bounds, int32_t kv_blocks, Backend& backend, Communicator& communicator,
+      KvFormat kv_format = KvFormat::kActivation);
 
   // Executes the plan, whose sizes are within the bounds. On rank 0: logits (Σ logit_rows, V) F32,
   // in the plan's order and the backend's memory, valid until the next call; elsewhere an empty

@@ -3,15 +3,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/cuda/kv_layout.h"
 #include "kernels/cuda/ops.h"
 #include "tests/kernels/compare.h"
+#include "tests/kernels/cuda/attention_problem.h"
 #include "tests/kernels/cuda/device_matrix.h"
 
 namespace marcoro::cuda {
@@ -19,138 +17,6 @@ namespace {
 
 // Large enough for every normally distributed value in these tests.
 constexpr float kLargestValue = 5;
-
-// Sequences whose queries, keys and values are known in full; their rows lie one after the other.
-struct Problem {
-  Problem(const AttentionShape& shape_in, std::vector<int32_t> lengths_in, uint32_t seed = 1)
-      : shape(shape_in),
-        lengths(std::move(lengths_in)),
-        q(DType::kBF16, Total(), int64_t{shape.heads} * shape.head_dim),
-        k(DType::kBF16, Total(), int64_t{shape.kv_heads} * shape.head_dim),
-        v(DType::kBF16, Total(), int64_t{shape.kv_heads} * shape.head_dim) {
-    q.FillNormal(seed);
-    k.FillNormal(seed + 1);
-    v.FillNormal(seed + 2);
-  }
-  int64_t Total() const { return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}); }
-  int64_t RowOf(int32_t sequence, int32_t position) const {
-    return std::accumulate(lengths.begin(), lengths.begin() + sequence, int64_t{position});
-  }
-
-  AttentionShape shape;
-  std::vector<int32_t> lengths;
-  Matrix q;
-  Matrix k;
-  Matrix v;
-};
-
-// Positions [begin, begin + tokens) of a sequence.
-struct Chunk {
-  int32_t sequence;
-  int32_t begin;
-  int32_t tokens;
-};
-
-struct Step {
-  std::vector<Chunk> chunks;
-  int padding_rows = 0;
-  int padding_sequences = 0;
-  int32_t context = 0;      // 0: as short as the chunks allow
-  int32_t most_tokens = 0;  // likewise
-  uint32_t block_seed = 1;  // which blocks of the cache the sequences get
-};
-
-Step Whole(const Problem& problem) {
-  Step step;
-  for (int32_t s = 0; s < static_cast<int32_t>(problem.lengths.size()); ++s) {
-    step.chunks.push_back({s, 0, problem.lengths[s]});
-  }
-  return step;
-}
-
-// The cache as it is when the chunks' keys and values were just written: NaN where nothing was.
-struct Cache {
-  Matrix blocks;
-  std::vector<int32_t> table;         // of all chunks
-  std::vector<int32_t> first_blocks;  // of each chunk
-};
-
-Cache FillCache(const Problem& problem, const Step& step) {
-  const AttentionShape& shape = problem.shape;
-  std::vector<int32_t> first_blocks;
-  int32_t used = 0;
-  for (const Chunk& chunk : step.chunks) {
-    first_blocks.push_back(used);
-    used += (chunk.begin + chunk.tokens + kBlockTokens - 1) / kBlockTokens;
-  }
-  std::vector<int32_t> table(used + 3);
-  std::iota(table.begin(), table.end(), 0);
-  std::shuffle(table.begin(), table.end(), std::mt19937(step.block_seed));
-  Cache cache = {Matrix(DType::kBF16, used + 3, BlockElements(shape.kv_heads, shape.head_dim)),
-                 std::move(table), std::move(first_blocks)};
-  cache.table.resize(used);
-  for (size_t i = 0; i < step.chunks.size(); ++i) {
-    const Chunk& chunk = step.chunks[i];
-    for (int32_t p = 0; p < chunk.begin + chunk.tokens; ++p) {
-      const int32_t block = cache.table[cache.first_blocks[i] + p / kBlockTokens];
-      const int64_t row = problem.RowOf(chunk.sequence, p);
-      for (int64_t c = 0; c < problem.k.columns(); ++c) {
-        const int64_t at = c / shape.head_dim * HeadElements(shape.head_dim) +
-                           p % kBlockTokens * shape.head_dim + c % shape.head_dim;
-        cache.blocks.Set(block, at, problem.k.At(row, c));
-        cache.blocks.Set(block, at + KeyElements(shape.head_dim), problem.v.At(row, c));
-      }
-    }
-  }
-  return cache;
-}
-
-// The step's arrays on the device.
-struct StepArrays {
-  DeviceArray<int32_t> positions, row_sequences, first_rows, tokens, first_positions, first_blocks,
-      blocks;
-  DeviceStep view;
-};
-
-StepArrays Upload(const Step& step, const Cache& cache) {
-  std::vector<int32_t> positions, row_sequences, first_rows, tokens, first_positions;
-  DeviceStep view;
-  for (const Chunk& chunk : step.chunks) {
-    first_rows.push_back(static_cast<int32_t>(positions.size()));
-    tokens.push_back(chunk.tokens);
-    first_positions.push_back(chunk.begin);
-    for (int32_t t = 0; t < chunk.tokens; ++t) {
-      positions.push_back(chunk.begin + t);
-      row_sequences.push_back(static_cast<int32_t>(tokens.size()) - 1);
-    }
-    view.most_tokens = std::max({view.most_tokens, chunk.tokens, step.most_tokens});
-    view.context = std::max({view.context, chunk.begin + chunk.tokens, step.context});
-  }
-  std::vector<int32_t> first_blocks = cache.first_blocks;
-  for (int i = 0; i < step.padding_sequences; ++i) {
-    for (std::vector<int32_t>* array : {&first_rows, &tokens, &first_positions, &first_blocks}) {
-      array->push_back(0);
-    }
-  }
-  positions.resize(positions.size() + step.padding_rows, -1);
-  row_sequences.resize(positions.size(), 0);
-  const auto upload = [](const std::vector<int32_t>& values) {
-    return DeviceArray<int32_t>(absl::MakeConstSpan(values));
-  };
-  StepArrays arrays = {
-      upload(positions),       upload(row_sequences), upload(first_rows),  upload(tokens),
-      upload(first_positions), upload(first_blocks),  upload(cache.table), view};
-  arrays.view.rows = static_cast<int>(positions.size());
-  arrays.view.sequences = static_cast<int>(tokens.size());
-  arrays.view.positions = arrays.positions.data();
-  arrays.view.row_sequences = arrays.row_sequences.data();
-  arrays.view.first_rows = arrays.first_rows.data();
-  arrays.view.tokens = arrays.tokens.data();
-  arrays.view.first_positions = arrays.first_positions.data();
-  arrays.view.first_blocks = arrays.first_blocks.data();
-  arrays.view.blocks = arrays.blocks.data();
-  return arrays;
-}
 
 // The output of the step's chunks, row by row, then of its padding.
 Matrix Attend(const Problem& problem, const Step& step) {
@@ -164,15 +30,16 @@ Matrix Attend(const Problem& problem, const Step& step) {
     }
   }
   const DeviceMatrix device_q(q);
-  const DeviceMatrix device_cache(cache.blocks);
+  const DeviceArray<char> device_cache{absl::MakeConstSpan(cache.blocks)};
   const DeviceMatrix out(Matrix(DType::kBF16, arrays.view.rows, problem.q.columns(), 4));
   const DeviceArray<uint8_t> scratch(
       AttentionScratchBytes(problem.shape, arrays.view.rows, arrays.view.context));
   Attention(TestStream(), device_q.view(), problem.shape, arrays.view,
-            {.data = device_cache.view().data,
-             .blocks = static_cast<int32_t>(cache.blocks.rows()),
+            {.data = device_cache.data(),
+             .blocks = static_cast<int32_t>(cache.table.size()) + 3,
              .kv_heads = problem.shape.kv_heads,
-             .head_dim = problem.shape.head_dim},
+             .head_dim = problem.shape.head_dim,
+             .format = problem.format},
             out.view(), scratch.data());
   Matrix result = out.ToHost();
   EXPECT_TRUE(result.PaddingIsIntact());
@@ -252,22 +119,26 @@ double RmsError(const Matrix& expected, const Matrix& actual) {
 struct ShapeCase {
   std::string name;
   AttentionShape shape;
+  KvFormat format = KvFormat::kActivation;
 };
 
 class CudaAttentionTest : public ::testing::TestWithParam<ShapeCase> {
  protected:
   const AttentionShape& shape() const { return GetParam().shape; }
+  Problem ProblemOf(std::vector<int32_t> lengths) const {
+    return Problem(shape(), std::move(lengths), 1, GetParam().format);
+  }
 };
 
 TEST_P(CudaAttentionTest, AgreesWithTheFormula) {
-  const Problem problem(shape(), {1, 16, 17, 65, 150});
+  const Problem problem = ProblemOf({1, 16, 17, 65, 150});
   EXPECT_TRUE(Near(Exact(problem), Attend(problem, Whole(problem)), kBf16Ulp,
                    kBf16HalfUlp * kLargestValue));
 }
 
 // Chunks of every length begin and end beside the edges of 16s, of tiles and of splits.
 TEST_P(CudaAttentionTest, BitsDoNotDependOnChunksOrCompany) {
-  const Problem problem(shape(), {330, 40, 300});
+  const Problem problem = ProblemOf({330, 40, 300});
   const Matrix whole = Attend(problem, Whole(problem));
   const std::vector<Step> steps = {
       {{{0, 0, 1}, {1, 39, 1}, {2, 299, 1}}},
@@ -289,7 +160,7 @@ TEST_P(CudaAttentionTest, BitsDoNotDependOnChunksOrCompany) {
 TEST_P(CudaAttentionTest, WhatIsNotVisibleDoesNotMatterNotEvenNan) {
   // Long enough for a window of 100 to begin in another tile than it ends.
   const int32_t length = shape().window == 100 ? 150 : 90;
-  const Problem clean(shape(), {length});
+  const Problem clean = ProblemOf({length});
   const Matrix expected = Attend(clean, Whole(clean));
   for (const int32_t bad : {0, 15, 41, 64, 88}) {
     SCOPED_TRACE(bad);
@@ -320,7 +191,16 @@ INSTANTIATE_TEST_SUITE_P(
                       ShapeCase{"SelfOnly", {2, 1, 16, 1}},
                       ShapeCase{"WindowSeventeen", {4, 2, 16, 17}},
                       ShapeCase{"WindowOverTiles", {4, 1, 32, 100}},
-                      ShapeCase{"WindowOverSplits", {2, 1, 32, 260}}),
+                      ShapeCase{"WindowOverSplits", {2, 1, 32, 260}},
+                      ShapeCase{"Fp8FourToOne", {4, 1, 16, 0}, KvFormat::kFp8},
+                      ShapeCase{"Fp8Dim24", {2, 1, 24, 0}, KvFormat::kFp8},
+                      ShapeCase{"Fp8Dim34", {2, 1, 34, 0}, KvFormat::kFp8},
+                      ShapeCase{"Fp8Dim96", {3, 1, 96, 0}, KvFormat::kFp8},
+                      ShapeCase{"Fp8Dim128", {2, 1, 128, 0}, KvFormat::kFp8},
+                      ShapeCase{"Fp8Dim200", {1, 1, 200, 0}, KvFormat::kFp8},
+                      ShapeCase{"Fp8SeventeenToOne", {17, 1, 8, 0}, KvFormat::kFp8},
+                      ShapeCase{"Fp8WindowOverTiles", {4, 1, 32, 100}, KvFormat::kFp8},
+                      ShapeCase{"Fp8WindowOverSplits", {2, 1, 32, 260}, KvFormat::kFp8}),
     [](const auto& test) { return test.param.name; });
 
 // Tokens of one matrix product of which only the first few still see an infinite value, in a tile

@@ -58,9 +58,9 @@ class Matrix {
 class Cache {
  public:
   Cache(Backend& inner, const KvCacheLayer& cache)
-      : copy_(
-            inner, cache.data,
-            static_cast<size_t>(cache.blocks) * inner.KvBlockBytes(cache.kv_heads, cache.head_dim)),
+      : copy_(inner, cache.data,
+              static_cast<size_t>(cache.blocks) *
+                  inner.KvBlockBytes(cache.kv_heads, cache.head_dim, cache.format)),
         cache_(cache) {
     cache_.data = copy_.data();
   }

@@ -31,8 +31,8 @@ class StagedBackend final : public Backend {
   size_t WeightBytes(const WeightShape& shape) const override { return inner_->WeightBytes(shape); }
   void PackWeight(const PackedWeight& weight, int64_t first_row, int64_t count,
                   const void* source) const override;
-  size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim) const override {
-    return inner_->KvBlockBytes(kv_heads, head_dim);
+  size_t KvBlockBytes(int32_t kv_heads, int32_t head_dim, KvFormat format) const override {
+    return inner_->KvBlockBytes(kv_heads, head_dim, format);
   }
   void ZeroKvBlocks(const KvCacheLayer& cache, absl::Span<const int32_t> blocks) override;
   void Embed(absl::Span<const int32_t> ids, const Tensor& table, const Tensor& out) override;

@@ -39,8 +39,9 @@ StepMachine::StepMachine(const StepMachineOptions& options) {
   qkv_ = Weight(qkv, kHidden, 1, 4);
   output_ = Weight(kHidden, query, 4, 5);
   head_ = Weight(kVocabulary, kHidden, 1, 6);
-  parameters_.push_back(Make(static_cast<size_t>(kBlocks) *
-                             backend_->KvBlockBytes(attention_.kv_heads, attention_.head_dim)));
+  parameters_.push_back(Make(
+      static_cast<size_t>(kBlocks) *
+      backend_->KvBlockBytes(attention_.kv_heads, attention_.head_dim, KvFormat::kActivation)));
   cache_ = {parameters_.back().data(), kBlocks, attention_.kv_heads, attention_.head_dim};
 
   residual_ = Activation(DType::kF32, kMostTokens, kHidden);
@@ -145,8 +146,9 @@ absl::StatusOr<std::vector<uint32_t>> StepMachine::Step(
 }
 
 std::vector<uint8_t> StepMachine::Cache() {
-  std::vector<uint8_t> bytes(static_cast<size_t>(kBlocks) *
-                             backend_->KvBlockBytes(attention_.kv_heads, attention_.head_dim));
+  std::vector<uint8_t> bytes(
+      static_cast<size_t>(kBlocks) *
+      backend_->KvBlockBytes(attention_.kv_heads, attention_.head_dim, KvFormat::kActivation));
   CheckOk(backend_->Download(cache_.data, bytes.data(), bytes.size()));
   return bytes;
 }

@@ -130,6 +130,7 @@ struct Case {
   std::string backend;
   int world_size;
   DType activations = DType::kBF16;
+  KvFormat kv = KvFormat::kActivation;
 };
 
 class DeterminismTest : public testing::TestWithParam<Case> {};
@@ -147,6 +148,7 @@ TEST_P(DeterminismTest, AnyMixGivesTheBitsOfALoneRequestOnOneRank) {
     TestGroup alone({.checkpoint = checkpoint,
                      .backend = backend,
                      .activations = GetParam().activations,
+                     .kv = GetParam().kv,
                      .scheduler = {.kv_blocks = 64, .context_length = 256, .prefix_cache = false}});
     const std::vector<EngineRequest> requests = mix.Requests(alone.vocabulary_size());
     std::vector<Completion> lone;
@@ -156,6 +158,7 @@ TEST_P(DeterminismTest, AnyMixGivesTheBitsOfALoneRequestOnOneRank) {
                      .backend = backend,
                      .world_size = GetParam().world_size,
                      .activations = GetParam().activations,
+                     .kv = GetParam().kv,
                      .scheduler = mix.Scheduler()});
     const std::vector<Completion> mixed = RunMix(mix, group, requests, lone);
     for (size_t i = 0; i < requests.size(); ++i) {
@@ -168,13 +171,19 @@ TEST_P(DeterminismTest, AnyMixGivesTheBitsOfALoneRequestOnOneRank) {
 }
 
 std::vector<Case> Cases() {
+  constexpr DType kBf16 = DType::kBF16;
   constexpr DType kQuantized = DType::kF8E4M3;
-  std::vector<Case> cases = {{"auto", 1}, {"auto", 2}, {"auto", 4}, {"auto", 8}};
-  for (const int ranks : {1, 2, 4, 8}) cases.push_back({"auto", ranks, kQuantized});
+  constexpr KvFormat kPlain = KvFormat::kActivation;
+  std::vector<Case> cases;
+  for (const int ranks : {1, 2, 4, 8}) {
+    cases.push_back({"auto", ranks, kBf16, kPlain});
+    cases.push_back({"auto", ranks, kQuantized, kPlain});
+    cases.push_back({"auto", ranks, kBf16, KvFormat::kFp8});
+  }
   for (const std::string& name : DeviceBackendNames()) {
-    cases.push_back({name, 1});
-    cases.push_back({name, 2});
-    cases.push_back({name, 2, kQuantized});
+    cases.push_back({name, 1, kBf16, kPlain});
+    cases.push_back({name, 2, kBf16, kPlain});
+    cases.push_back({name, 2, kQuantized, KvFormat::kFp8});
   }
   return cases;
 }
@@ -182,7 +191,8 @@ std::vector<Case> Cases() {
 INSTANTIATE_TEST_SUITE_P(Ranks, DeterminismTest, testing::ValuesIn(Cases()), [](const auto& test) {
   const std::string degree =
       "tp" + std::to_string(test.param.world_size) +
-      (test.param.activations == DType::kF8E4M3 ? "_quantized_activations" : "");
+      (test.param.activations == DType::kF8E4M3 ? "_quantized_activations" : "") +
+      (test.param.kv == KvFormat::kFp8 ? "_kv_fp8" : "");
   return test.param.backend == "auto" ? degree : test.param.backend + "_" + degree;
 });
 

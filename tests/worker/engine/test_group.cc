@@ -147,8 +147,9 @@ void TestGroup::RunRank(int rank) {
   const StepBounds bounds{.tokens = scheduler.max_tokens_per_step,
                           .logit_rows = scheduler.max_logit_rows_per_step,
                           .context_length = scheduler.context_length};
-  auto transformer = ValueOrDie(Transformer::Create(config, shard, std::move(parameters), bounds,
-                                                    scheduler.kv_blocks, *backend, *data));
+  auto transformer =
+      ValueOrDie(Transformer::Create(config, shard, std::move(parameters), bounds,
+                                     scheduler.kv_blocks, *backend, *data, options_.kv));
   StepBroadcast broadcast(control.get());
   Watchdog watchdog({.timeout = absl::Minutes(2)});
   if (rank > 0) return CheckOk(RunPeer(broadcast, *transformer, watchdog));

@@ -164,8 +164,8 @@ class SmallBackend final : public Backend {
                   const void* source) const override {
     inner_->PackWeight(weight, first_row, count, source);
   }
-  size_t KvBlockBytes(int32_t heads, int32_t dim) const override {
-    return inner_->KvBlockBytes(heads, dim);
+  size_t KvBlockBytes(int32_t heads, int32_t dim, KvFormat format) const override {
+    return inner_->KvBlockBytes(heads, dim, format);
   }
   void ZeroKvBlocks(const KvCacheLayer& cache, absl::Span<const int32_t> blocks) override {
     inner_->ZeroKvBlocks(cache, blocks);

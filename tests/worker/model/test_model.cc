@@ -43,7 +43,7 @@ TestModel::TestModel(const TestModelOptions& options) {
   const StepBounds bounds{.tokens = 512, .logit_rows = 512, .context_length = 512};
   transformer_ = ValueOrDie(Transformer::Create(config_, Shard(), std::move(parameters), bounds,
                                                 bounds.context_length / kKvBlockTokens, *backend_,
-                                                *communicator_));
+                                                *communicator_, options.kv));
 }
 
 std::vector<std::vector<float>> TestModel::Step(absl::Span<const TokenId> ids) {

@@ -19,6 +19,7 @@ struct TestModelOptions {
   DType activations = DType::kBF16;
   DType linear = DType::kF8E4M3;
   int threads = 1;
+  KvFormat kv = KvFormat::kActivation;
 };
 
 class TestModel {
