@@ -56,9 +56,9 @@ struct TestGroupOptions {
   std::string checkpoint = "small";  // folder of tests/data
   std::string backend = "auto";      // or "cuda": on a GPU or in the emulator
   int world_size = 1;
-  KvFormat kv = KvFormat::kActivation;
   DType linear = DType::kF8E4M3;
   DType activations = DType::kBF16;
+  KvFormat kv = KvFormat::kActivation;
   // Added to every step, so that a tiny model is as slow as a test needs it.
   absl::Duration step_delay = absl::ZeroDuration();
   bool device_sampling = true;  // where the backend has a sampler of its own
