@@ -7,7 +7,7 @@
 # --build is a build of the preset cuda (build/cuda), --output what is made anew (gpu-proof in the build's folder), --limit the most
 # that the archive may take (50 MB).
 #
-#   run.sh pack.txt            the command; commit, architectures and what the programs ask of glibc
+#   run.sh pack.txt            the command, with transformers_speed.py of its last part; commit, architectures and what the programs ask of glibc
 #   bin/                       programs, stripped
 #   lib/                       the shared libraries that they need. CUDA's own are the box's: libcuda comes with the driver, NCCL is
 #                              looked for by run.sh
@@ -130,7 +130,7 @@ for name in "${data[@]}"; do cp -r "$root/tests/data/$name" "$output/tests/data/
 # Only its shape is that of the real model: weights are random, and prompts are token ids.
 cp -r "$root/tests/gpu/mistral-7b" "$output/tests/data/"
 cp "$root"/tests/data/tiny/tokenizer{.model,_config.json} "$output/tests/data/mistral-7b/"
-cp "$root/tests/gpu/run.sh" "$output/"
+cp "$root"/tests/gpu/{run.sh,transformers_speed.py} "$output/"
 {
   echo "commit=$(git -C "$root" describe --always --dirty 2>/dev/null || echo unknown)"
   echo "architectures=$(sed -n 's/^CMAKE_CUDA_ARCHITECTURES:[A-Z]*=//p' "$build/CMakeCache.txt")"

@@ -10,6 +10,7 @@
 #   e  end to end over gRPC, workers that die included
 #   f  the op tests under compute-sanitizer
 #   g  the speed of every op and of the server
+#   h  its speed beside HF transformers', where PyTorch and transformers are installed
 #
 # Each part has its own time; one that fails does not keep the others from running. Prints one table and writes results.json and
 # each program's output to --output (results beside this script). Leaves with 0 if nothing failed, 1 if something did, 2 for wrong
@@ -18,14 +19,14 @@ set -euo pipefail
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$folder"  # the programs look for tests/data here
 
-output=$folder/results parts=abcdefg seed=$((RANDOM * 32768 + RANDOM)) old=no
+output=$folder/results parts=abcdefgh seed=$((RANDOM * 32768 + RANDOM)) old=no
 declare -rA what=([a]='ops against the reference' [b]='logits of whole models' [c]='a token never changes' [d]='tp 2 and 4 on one GPU'
-  [e]='end to end over gRPC' [f]='compute-sanitizer' [g]='speed')
-declare -rA seconds_of=([a]=90 [b]=25 [c]=40 [d]=110 [e]=60 [f]=90 [g]=105)
+  [e]='end to end over gRPC' [f]='compute-sanitizer' [g]='speed' [h]='beside HF transformers')
+declare -rA seconds_of=([a]=90 [b]=25 [c]=40 [d]=110 [e]=60 [f]=90 [g]=105 [h]=150)
 total_seconds=${MARCORO_PROOF_SECONDS:-525}  # of all parts together, whatever each of them may take
 
 usage() {
-  echo 'usage: run.sh [--output DIR] [--parts LETTERS of abcdefg] [--seed N] [--old-glibc]' >&2
+  echo 'usage: run.sh [--output DIR] [--parts LETTERS of abcdefgh] [--seed N] [--old-glibc]' >&2
   exit 2
 }
 while [ $# -gt 0 ]; do
@@ -44,7 +45,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[[ "$parts" =~ ^[a-g]+$ && "$seed" =~ ^[0-9]+$ ]] || usage
+[[ "$parts" =~ ^[a-h]+$ && "$seed" =~ ^[0-9]+$ ]] || usage
 [ -f pack.txt ] || { echo 'run.sh: this folder was not made by pack.sh' >&2; exit 2; }
 mkdir -p "$output"
 output=$(cd "$output" && pwd)
@@ -202,6 +203,18 @@ part_g() {
   first_token_7b
 }
 
+part_h() {
+  local -r ours=$output/decode_batch_1.json
+  if [ ! -s "$ours" ]; then
+    note_step transformers 'not run' 0 'part g measured no batch of 1'
+  elif ! timeout 60 python3 -c 'import torch, transformers' 2>/dev/null; then
+    note_step transformers 'not run' 0 'this box has no PyTorch with transformers'
+  else
+    command=(python3 transformers_speed.py tests/data/mistral-7b/config.json "$ours" "$output/transformers.json")
+    step transformers
+  fi
+}
+
 # serve_7b STEP FLAG…: starts a server of the 7B shape on $port. What keeps it from that is the step's failure.
 serve_7b() {
   local -r step=$1 begin=$SECONDS log=$output/$1.log
@@ -314,6 +327,7 @@ run_part() {
     e) part_e ;;
     f) part_f ;;
     g) part_g ;;
+    h) part_h ;;
   esac
   local -r result=$(worst) seconds=$((SECONDS - begin))
   local detail
@@ -337,7 +351,7 @@ join_lines() {
 # The reports that programs wrote, as members of one object.
 measurements_json() {
   local name separator=''
-  for name in kernels_bench decode_batch_1 decode_batch_8 decode_batch_32 prefill_2048 first_token_7b; do
+  for name in kernels_bench decode_batch_1 decode_batch_8 decode_batch_32 prefill_2048 first_token_7b transformers; do
     if [ ! -s "$output/$name.json" ]; then continue; fi
     printf '%s"%s": %s' "$separator" "$name" "$(cat "$output/$name.json")"
     separator=', '
@@ -357,5 +371,6 @@ for ((i = 0; i < ${#parts}; ++i)); do run_part "${parts:i:1}"; done
 printf '\n%s\nseed %s, %d s\n\n' "$device" "$seed" "$SECONDS"
 printf '%s\n' "${table[@]}"
 if [ -s "$output/kernels_bench.json" ]; then printf '\n' && cat "$output/kernels_bench.log"; fi
+if [ -s "$output/transformers.json" ]; then printf '\n' && tail -n 1 "$output/transformers.log"; fi
 printf '\n%s\n' "$output/results.json"
 exit "$exit_code"

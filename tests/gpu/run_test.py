@@ -18,6 +18,11 @@ BENCH = f"""case "$*" in
   *--device*) echo '{DEVICE}' ;;
   *) for a in "$@"; do case $a in --json_file=*) echo '{{"backend": "cuda-sm_90a"}}' >"${{a#*=}}" ;; esac; done; echo 'op shape ratio' ;;
 esac"""
+# With PyTorch and transformers.
+PYTHON = """case $1 in
+  -c) ;;
+  *) echo '{"ratio": 1.9}' >"$4"; echo "$1 of $(cat "$3")" ;;
+esac"""
 CONFIG = """{
   "hidden_size": 64,
   "intermediate_size": 96,
@@ -50,6 +55,7 @@ class Run(gpu_proof.ScriptTest):
             self.program(name, PASSES)
         self.program("kernels_bench", BENCH)
         self.program("marcoro", SERVER)
+        self.program("python3", PYTHON, "tools")
         self.sanitizer('echo "========= ERROR SUMMARY: 0 errors"')
 
     def program(self, name, text, folder="bin"):
@@ -70,7 +76,7 @@ class Run(gpu_proof.ScriptTest):
         return {part["part"]: part["result"] for part in report["parts"]}
 
     def test_wrong_arguments_are_a_usage_error(self):
-        for arguments in (["--no-such-option"], ["--parts", "h"], ["--parts"], ["--seed", "x"]):
+        for arguments in (["--no-such-option"], ["--parts", "i"], ["--parts"], ["--seed", "x"]):
             run, report = self.prove(*arguments)
             self.assertEqual(run.returncode, 2, arguments)
             self.assertIn("usage", run.stderr)
@@ -86,7 +92,7 @@ class Run(gpu_proof.ScriptTest):
     def test_everything_passes(self):
         run, report = self.prove("--seed", "42")
         self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
-        self.assertEqual(self.results_of(report), {part: "passed" for part in "abcdefg"})
+        self.assertEqual(self.results_of(report), {part: "passed" for part in "abcdefgh"})
         self.assertEqual((report["device"], report["commit"], report["seed"]), (json.loads(DEVICE), 'abc-"dirty"', 42))
         self.assertRegex(report["date"], r"^\d{4}-\d\d-\d\dT")
         ops = report["parts"][0]["steps"]
@@ -97,6 +103,8 @@ class Run(gpu_proof.ScriptTest):
         self.assertEqual(report["measurements"]["kernels_bench"], {"backend": "cuda-sm_90a"})
         self.assertEqual(report["measurements"]["decode_batch_8"], {"itl": 2})
         self.assertLess(0, report["measurements"]["first_token_7b"]["milliseconds"])
+        self.assertEqual(report["measurements"]["transformers"], {"ratio": 1.9})
+        self.assertIn('transformers_speed.py of {"itl": 2}', run.stdout)
         for part in report["parts"]:
             self.assertRegex(run.stdout, rf"(?m)^{part['part']}  {part['name']} +passed ")
         self.assertIn("op shape ratio", run.stdout)
@@ -124,7 +132,8 @@ class Run(gpu_proof.ScriptTest):
         self.program("gpu_serve_test", "echo 'terminate called'; exit 134")
         run, report = self.prove()
         self.assertEqual(run.returncode, 1)
-        self.assertEqual(self.results_of(report), {"a": "failed", "b": "passed", "c": "passed", "d": "failed", "e": "failed", "f": "passed", "g": "passed"})
+        self.assertEqual(self.results_of(report), {"a": "failed", "b": "passed", "c": "passed", "d": "failed", "e": "failed", "f": "passed", "g": "passed",
+                                                   "h": "passed"})
         steps = {step["name"]: step for step in report["parts"][0]["steps"]}
         self.assertEqual((steps["cuda_rope_gpu_test"]["result"], steps["cuda_rope_gpu_test"]["detail"]), ("failed", "Ropes.AreLong"))
         self.assertEqual(steps["cuda_swiglu_gpu_test"]["result"], "passed")
@@ -155,6 +164,16 @@ class Run(gpu_proof.ScriptTest):
         self.assertEqual(self.results_of(report), {"e": "not run", "f": "not run"})
         self.assertIn("libnccl.so.2", run.stdout)
         self.assertIn("no compute-sanitizer", run.stdout)
+
+    def test_transformers_are_compared_with_where_they_are(self):
+        run, report = self.prove("--parts", "h")
+        self.assertEqual(self.results_of(report), {"h": "not run"})
+        self.assertIn("part g measured no batch of 1", run.stdout)
+        self.program("python3", "echo \"ModuleNotFoundError: No module named 'torch'\" >&2; exit 1", "tools")
+        run, report = self.prove("--parts", "gh")
+        self.assertEqual(run.returncode, 0, run.stdout)
+        self.assertEqual(self.results_of(report), {"g": "passed", "h": "not run"})
+        self.assertIn("no PyTorch", run.stdout)
 
     def test_what_the_sanitizer_finds_is_a_failure(self):
         self.sanitizer('case "$*" in *memcheck*logits*) echo "========= ERROR SUMMARY: 2 errors"; exit 86 ;; esac')
