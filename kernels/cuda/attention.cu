@@ -18,13 +18,13 @@ int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool Splits(const AttentionShape& shape, KvFormat format) {
   const int bytes = SplitSharedBytes(shape.head_dim, format);
-  return bytes > 0 && bytes <= DeviceMatmulLimits().shared_bytes;
+  return bytes > 0 && bytes <= LimitsOfDevice().shared_bytes;
 }
 
 // Two on each multiprocessor, but not more than there can be pieces of work (attention_pieces.h).
 int64_t SplitBlocks(const AttentionShape& shape, int64_t rows, int64_t splits) {
   const int64_t tiles = DivideUp(shape.heads / shape.kv_heads, kQueryTileRows);
-  return std::min<int64_t>(2 * DeviceMatmulLimits().multiprocessors,
+  return std::min<int64_t>(2 * LimitsOfDevice().multiprocessors,
                            rows * tiles * shape.kv_heads * splits);
 }
 
@@ -34,7 +34,7 @@ int64_t SplitBlocks(const AttentionShape& shape, int64_t rows, int64_t splits) {
 int SplitRows(const AttentionShape& shape, KvFormat format, int64_t rows) {
   if (!Splits(shape, format)) return 0;
   const int64_t walk_blocks = DivideUp(rows * shape.heads, kWalkRows);
-  if (walk_blocks < DeviceMatmulLimits().multiprocessors) return kMostSplitRows;
+  if (walk_blocks < LimitsOfDevice().multiprocessors) return kMostSplitRows;
   return static_cast<int>(DivideUp(shape.heads / shape.kv_heads, kQueryTileRows) * kQueryTileRows);
 }
 

@@ -2,18 +2,20 @@
 #pragma once
 
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/matmul_plan.h"
 
 namespace marcoro::cuda {
+
+struct DeviceLimits {
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // most that a block may have
+};
 
 #ifdef MARCORO_SIMT
 
 inline int CurrentDevice() { return 0; }
 
 // Few multiprocessors, so that blocks that walk over their work do so in small tests too.
-inline MatmulLimits DeviceMatmulLimits() {
-  return {.multiprocessors = 4, .shared_bytes = 227 * 1024};
-}
+inline DeviceLimits LimitsOfDevice() { return {.multiprocessors = 4, .shared_bytes = 227 * 1024}; }
 
 #else
 
@@ -25,8 +27,8 @@ inline int CurrentDevice() {
 }
 
 // Of this thread's device; cheap.
-inline MatmulLimits DeviceMatmulLimits() {
-  MatmulLimits limits;
+inline DeviceLimits LimitsOfDevice() {
+  DeviceLimits limits;
   const int device = CurrentDevice();
   cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
   cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);

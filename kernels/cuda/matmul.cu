@@ -3,6 +3,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/device_limits.h"
+#include "kernels/cuda/matmul_limits.h"
 #include "kernels/cuda/matmul_kernels.h"
 #include "kernels/cuda/matmul_plan.h"
 #include "kernels/cuda/matmul_probe.h"

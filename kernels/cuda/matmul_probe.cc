@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/cuda/device_limits.h"
+#include "kernels/cuda/matmul_limits.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/matmul_kernels.h"
 #include "kernels/cuda/matmul_plan.h"

@@ -7,6 +7,7 @@
 
 #include "kernels/check.h"
 #include "tests/kernels/backends.h"
+#include "tests/kernels/random_seed.h"
 
 namespace marcoro {
 namespace {
@@ -151,7 +152,7 @@ std::vector<Step> TokenByToken(const AttentionInput& input) {
 }
 
 std::vector<Step> RandomChunks(const AttentionInput& input, uint32_t seed) {
-  std::mt19937 random(seed);
+  std::mt19937 random(RandomSeed(seed));
   std::vector<int32_t> done(input.lengths.size(), 0);
   std::vector<Step> steps;
   for (int64_t left = input.qkv.rows(); left > 0;) {

@@ -1,5 +1,5 @@
 marcoro_test(thread_pool_test SOURCES thread_pool_test.cc LINK marcoro_cpu_matmul)
 marcoro_test(memory_test SOURCES memory_test.cc LINK marcoro_cpu_matmul)
-marcoro_test(matmul_test SOURCES matmul_test.cc LINK marcoro_cpu_matmul marcoro_device_backends)
+marcoro_test(matmul_test SOURCES matmul_test.cc LINK marcoro_cpu_matmul marcoro_kernels_reference marcoro_device_backends)
 marcoro_test(bench_test SOURCES bench_test.cc LINK marcoro_bench nlohmann_json::nlohmann_json)
 add_dependencies(bench_test kernels_bench)

@@ -9,13 +9,13 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/tensor.h"
 #include "tests/kernels/cuda/device_backends.h"
+#include "tests/kernels/matmul_problem.h"
 
 namespace marcoro::cpu {
 namespace {
@@ -87,75 +87,6 @@ float DecodeE4M3(uint8_t code) {
   return sign * std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
 }
 
-// A weight before packing.
-struct PlainWeight {
-  WeightShape shape;
-  std::vector<uint8_t> codes;    // kF8E4M3
-  std::vector<BFloat16> values;  // kBF16
-  std::vector<float> scales;     // kF8E4M3
-
-  explicit PlainWeight(const WeightShape& shape_in) : shape(shape_in) {
-    if (shape.dtype == DType::kF8E4M3) {
-      codes.resize(shape.rows * shape.columns);
-      scales.assign(shape.rows, 1.0f);
-    } else {
-      values.resize(shape.rows * shape.columns);
-    }
-  }
-
-  const void* Row(int64_t row) const {
-    if (shape.dtype == DType::kF8E4M3) return codes.data() + row * shape.columns;
-    return values.data() + row * shape.columns;
-  }
-  float Value(int64_t row, int64_t column) const {
-    const int64_t i = row * shape.columns + column;
-    return shape.dtype == DType::kF8E4M3 ? DecodeE4M3(codes[i]) : ToFloat(values[i]);
-  }
-  double Scale(int64_t row) const { return scales.empty() ? 1.0 : scales[row]; }
-
-  // What one of `ranks` ranks holds: its share of the segments.
-  PlainWeight Shard(int rank, int ranks) const {
-    WeightShape part = shape;
-    part.columns /= ranks;
-    part.segments /= ranks;
-    PlainWeight result(part);
-    result.scales = scales;
-    for (int64_t row = 0; row < shape.rows; ++row) {
-      for (int64_t column = 0; column < part.columns; ++column) {
-        const int64_t from = row * shape.columns + rank * part.columns + column;
-        const int64_t to = row * part.columns + column;
-        if (codes.empty()) {
-          result.values[to] = values[from];
-        } else {
-          result.codes[to] = codes[from];
-        }
-      }
-    }
-    return result;
-  }
-};
-
-PlainWeight RandomWeight(const WeightShape& shape, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  PlainWeight weight(shape);
-  for (uint8_t& code : weight.codes) {
-    do code = static_cast<uint8_t>(random());
-    while ((code & 0x7f) == 0x7f);
-  }
-  for (BFloat16& value : weight.values) value = ToBFloat16(normal(random));
-  for (float& scale : weight.scales) scale = std::exp(normal(random));
-  return weight;
-}
-
-std::vector<BFloat16> RandomActivations(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<BFloat16> x(count);
-  for (BFloat16& value : x) value = ToBFloat16(normal(random));
-  return x;
-}
-
 // A weight packed by a family.
 class Packed {
  public:
@@ -167,7 +98,7 @@ class Packed {
     weight_ = {plain.shape, data_, plain.scales.empty() ? nullptr : scales_.data()};
     for (int64_t row = 0; row < plain.shape.rows; row += 64) {
       const int64_t count = std::min<int64_t>(64, plain.shape.rows - row);
-      family.pack_weight(weight_, row, count, plain.Row(row));
+      family.pack_weight(weight_, row, count, plain.view().RowBytes(row));
     }
   }
   ~Packed() { std::free(data_); }
@@ -227,44 +158,6 @@ std::vector<float> Multiply(const Family& family, const PackedWeight& weight,
   return result;
 }
 
-void ExpectSameBits(const std::vector<float>& actual, const std::vector<float>& expected,
-                    int64_t rows, const std::string& what) {
-  ASSERT_EQ(actual.size(), expected.size());
-  for (size_t i = 0; i < actual.size(); ++i) {
-    ASSERT_EQ(std::bit_cast<uint32_t>(actual[i]), std::bit_cast<uint32_t>(expected[i]))
-        << what << ": token " << i / rows << ", row " << i % rows << ": " << actual[i] << " and "
-        << expected[i];
-  }
-}
-
-// Compares with sums in double; the bound is that of a float sum of as many terms.
-void ExpectNearPlainSums(const PlainWeight& weight, const std::vector<BFloat16>& x,
-                         const std::vector<float>& actual, const std::string& what) {
-  const int64_t columns = weight.shape.columns;
-  const int64_t rows = weight.shape.rows;
-  for (size_t i = 0; i < actual.size(); ++i) {
-    const BFloat16* token = x.data() + i / rows * columns;
-    const int64_t row = static_cast<int64_t>(i) % rows;
-    double sum = 0;
-    double magnitude = 0;
-    for (int64_t column = 0; column < columns; ++column) {
-      const double product =
-          ToFloat(token[column]) * static_cast<double>(weight.Value(row, column));
-      sum += product;
-      magnitude += std::abs(product);
-    }
-    const double bound = magnitude * weight.Scale(row) * 1.2e-7 * static_cast<double>(columns + 4);
-    ASSERT_NEAR(actual[i], sum * weight.Scale(row), bound)
-        << what << ": token " << i / rows << ", row " << row;
-  }
-}
-
-std::string Describe(const WeightShape& shape, int64_t tokens) {
-  return std::to_string(tokens) + " x " + std::to_string(shape.columns) + " x " +
-         std::to_string(shape.rows) + " in " + std::to_string(shape.segments) + " segments, " +
-         (shape.dtype == DType::kBF16 ? "bf16" : "fp8");
-}
-
 class MatmulTest : public testing::TestWithParam<Family> {
  protected:
   void SetUp() override {
@@ -278,7 +171,7 @@ TEST_P(MatmulTest, DecodesEveryE4M3CodeExactly) {
   for (int column = 0; column < kColumns; ++column) {
     PlainWeight weight({DType::kF8E4M3, 256, kColumns, 1});
     for (int row = 0; row < 256; ++row) {
-      weight.codes[row * kColumns + column] = static_cast<uint8_t>(row);
+      weight.Code(row, column) = static_cast<uint8_t>(row);
     }
     const Packed packed(family(), weight);
     const std::vector<float> out =
@@ -296,7 +189,9 @@ TEST_P(MatmulTest, DecodesEveryE4M3CodeExactly) {
 TEST_P(MatmulTest, TakesEveryNormalBF16WeightExactly) {
   constexpr int kCodes = 1 << 16;
   PlainWeight weight({DType::kBF16, kCodes, 1, 1});
-  for (int code = 0; code < kCodes; ++code) weight.values[code] = {static_cast<uint16_t>(code)};
+  for (int code = 0; code < kCodes; ++code) {
+    weight.SetValue(code, 0, {static_cast<uint16_t>(code)});
+  }
   const Packed packed(family(), weight);
   const std::vector<float> out =
       Multiply(family(), packed.weight(), std::vector<BFloat16>(1, ToBFloat16(1.0f)));
@@ -351,7 +246,7 @@ TEST_P(MatmulTest, BitsDependOnNeitherTokensNorThreads) {
       for (int64_t tokens = 1; tokens <= kTokens; tokens += emulated ? 6 : tokens < 34 ? 1 : 23) {
         const std::vector<float> out = Multiply(
             family(), packed.weight(), {x.begin(), x.begin() + tokens * shape.columns}, threads);
-        ExpectSameBits(out, {alone.begin(), alone.begin() + tokens * shape.rows}, shape.rows,
+        ExpectSameBits({alone.begin(), alone.begin() + tokens * shape.rows}, out, shape.rows,
                        Describe(shape, tokens) + ", threads " + std::to_string(threads));
         if (HasFatalFailure()) return;
       }
@@ -370,8 +265,9 @@ TEST_P(MatmulTest, PassesOfManyTokensHaveTheSameBits) {
     const auto begin = x.begin() + token * shape.columns;
     const std::vector<float> alone =
         Multiply(family(), packed.weight(), {begin, begin + shape.columns});
-    ExpectSameBits({out.begin() + token * shape.rows, out.begin() + (token + 1) * shape.rows},
-                   alone, shape.rows, "token " + std::to_string(token));
+    ExpectSameBits(alone,
+                   {out.begin() + token * shape.rows, out.begin() + (token + 1) * shape.rows},
+                   shape.rows, "token " + std::to_string(token));
   }
 }
 
@@ -385,7 +281,7 @@ TEST_P(MatmulTest, RowsDoNotChangeBits) {
   constexpr int64_t kFirst = 123;
   for (int64_t row = 0; row < some.shape.rows; ++row) {
     some.scales[row] = whole.scales[kFirst + row];
-    std::memcpy(some.codes.data() + row * shape.columns, whole.Row(kFirst + row), shape.columns);
+    std::memcpy(some.view().RowBytes(row), whole.view().RowBytes(kFirst + row), shape.columns);
   }
   const Packed packed_some(family(), some);
   const std::vector<float> out = Multiply(family(), packed_some.weight(), x, 2);
@@ -395,20 +291,6 @@ TEST_P(MatmulTest, RowsDoNotChangeBits) {
                 std::bit_cast<uint32_t>(expected[token * shape.rows + kFirst + row]));
     }
   }
-}
-
-// ((0 + 1) + (2 + 3)) + … over equally long vectors.
-std::vector<float> TreeSum(std::vector<std::vector<float>> parts) {
-  while (parts.size() > 1) {
-    std::vector<std::vector<float>> sums;
-    for (size_t i = 0; i < parts.size(); i += 2) {
-      std::vector<float> sum(parts[i].size());
-      for (size_t j = 0; j < sum.size(); ++j) sum[j] = parts[i][j] + parts[i + 1][j];
-      sums.push_back(sum);
-    }
-    parts = sums;
-  }
-  return parts[0];
 }
 
 TEST_P(MatmulTest, SegmentsAreSummedInTheBalancedTreeAtEveryDegreeOfParallelism) {
@@ -425,14 +307,10 @@ TEST_P(MatmulTest, SegmentsAreSummedInTheBalancedTreeAtEveryDegreeOfParallelism)
           for (int rank = 0; rank < ranks; ++rank) {
             const Packed shard(family(), weight.Shard(rank, ranks));
             const int64_t columns = shape.columns / ranks;
-            std::vector<BFloat16> part;
-            for (int64_t token = 0; token < tokens; ++token) {
-              const auto begin = x.begin() + token * shape.columns + rank * columns;
-              part.insert(part.end(), begin, begin + columns);
-            }
+            const std::vector<BFloat16> part = Columns(x, shape.columns, rank * columns, columns);
             parts.push_back(Multiply(family(), shard.weight(), part, 1 + rank % 2));
           }
-          ExpectSameBits(TreeSum(parts), whole, shape.rows,
+          ExpectSameBits(whole, TreeSum(parts), shape.rows,
                          Describe(shape, tokens) + ", ranks " + std::to_string(ranks));
           if (HasFatalFailure()) return;
         }
@@ -444,7 +322,7 @@ TEST_P(MatmulTest, SegmentsAreSummedInTheBalancedTreeAtEveryDegreeOfParallelism)
 TEST_P(MatmulTest, ScalesEachSegmentBeforeTheTree) {
   // 2^127 + 2^127 overflows unless each is scaled first; 2^-1 · 2^127 twice is 2^127.
   PlainWeight weight({DType::kF8E4M3, 1, 2, 2});
-  weight.codes = {0x38, 0x38};  // 1, 1
+  weight.bytes = {0x38, 0x38};  // 1, 1
   weight.scales = {0.5f};
   const Packed packed(family(), weight);
   const BFloat16 x = ToBFloat16(std::ldexp(1.0f, 127));
@@ -480,7 +358,7 @@ TEST_P(MatmulTest, NaNWeightsStayInTheirRow) {
   const Packed clean(family(), weight);
   const std::vector<float> expected = Multiply(family(), clean.weight(), x);
   constexpr int64_t kRow = 33;
-  weight.codes[kRow * shape.columns + 21] = 0xff;
+  weight.Code(kRow, 21) = 0xff;
   const Packed packed(family(), weight);
   const std::vector<float> out = Multiply(family(), packed.weight(), x);
   for (size_t i = 0; i < out.size(); ++i) {
@@ -495,9 +373,9 @@ TEST_P(MatmulTest, NaNWeightsStayInTheirRow) {
 TEST_P(MatmulTest, InfinityFollowsIeee) {
   PlainWeight weight({DType::kBF16, 3, 5, 1});
   for (int column = 0; column < 5; ++column) {
-    weight.values[0 * 5 + column] = ToBFloat16(1.0f);
-    weight.values[1 * 5 + column] = ToBFloat16(0.0f);
-    weight.values[2 * 5 + column] = ToBFloat16(-1.0f);
+    weight.SetValue(0, column, ToBFloat16(1.0f));
+    weight.SetValue(1, column, ToBFloat16(0.0f));
+    weight.SetValue(2, column, ToBFloat16(-1.0f));
   }
   const Packed packed(family(), weight);
   std::vector<BFloat16> x(5, ToBFloat16(1.0f));
@@ -521,7 +399,8 @@ TEST_P(MatmulTest, PacksTheSameInOneCallOrInMany) {
       const PackedWeight weight{shape, copies.back()->data(),
                                 dtype == DType::kBF16 ? nullptr : scales.data()};
       for (int64_t row = 0; row < shape.rows; row += step) {
-        family().pack_weight(weight, row, std::min(step, shape.rows - row), plain.Row(row));
+        family().pack_weight(weight, row, std::min(step, shape.rows - row),
+                             plain.view().RowBytes(row));
       }
       EXPECT_EQ(std::memcmp(copies.back()->data(), copies.front()->data(), bytes), 0) << step;
     }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/tensor.h"
+#include "tests/kernels/random_seed.h"
 
 namespace marcoro {
 
@@ -42,7 +43,7 @@ class Matrix {
 
   // Values from a normal distribution.
   Matrix& FillNormal(uint32_t seed, float deviation = 1) {
-    std::mt19937 random(seed);
+    std::mt19937 random(RandomSeed(seed));
     std::normal_distribution<float> normal(0, deviation);
     for (int64_t r = 0; r < rows(); ++r) {
       for (int64_t c = 0; c < columns(); ++c) Set(r, c, normal(random));

@@ -14,6 +14,7 @@
 #include "tests/kernels/backends.h"
 #include "tests/kernels/cuda/device_backends.h"
 #include "tests/kernels/matrix.h"
+#include "tests/kernels/random_seed.h"
 
 namespace marcoro {
 namespace {
@@ -187,7 +188,7 @@ class Weight {
 };
 
 std::vector<uint8_t> RandomCodes(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
+  std::mt19937 random(RandomSeed(seed));
   std::vector<uint8_t> codes(static_cast<size_t>(count));
   for (uint8_t& code : codes) {
     do code = static_cast<uint8_t>(random());
@@ -197,7 +198,7 @@ std::vector<uint8_t> RandomCodes(int64_t count, uint32_t seed) {
 }
 
 std::vector<float> RandomScales(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
+  std::mt19937 random(RandomSeed(seed));
   std::normal_distribution<float> normal;
   std::vector<float> scales(static_cast<size_t>(count));
   for (float& scale : scales) scale = std::exp(normal(random));

@@ -14,6 +14,7 @@
 #include "kernels/cuda/ops.h"
 #include "tests/kernels/cuda/device_array.h"
 #include "tests/kernels/cuda/device_matrix.h"
+#include "tests/kernels/random_seed.h"
 #include "tests/worker/weights/checkpoint_files.h"
 #include "worker/weights/row_kernels.h"
 
@@ -64,7 +65,7 @@ struct Stored {
 
 // Rows of very different sizes, all zeros among them.
 Stored Random(DType dtype, int64_t rows, int64_t columns, uint32_t seed) {
-  std::mt19937 random(seed);
+  std::mt19937 random(RandomSeed(seed));
   std::normal_distribution<float> normal;
   std::vector<float> numbers(static_cast<size_t>(rows * columns));
   for (int64_t row = 0; row < rows; ++row) {
