@@ -260,7 +260,8 @@ class Backend {
                           const void* source) const = 0;
 
   // A stage whose memory has so many bytes, through which weights are filled faster than by
-  // PackWeight; null where nothing is faster. RESOURCE_EXHAUSTED without the memory. For any thread.
+  // PackWeight; null where nothing is faster. RESOURCE_EXHAUSTED without the memory. For any
+  // thread.
   virtual absl::StatusOr<std::unique_ptr<RowStage>> MakeRowStage(size_t bytes) const;
 
   // Bytes of one block of one layer: 16 positions of keys and values.

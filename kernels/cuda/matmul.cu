@@ -3,8 +3,8 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/device_limits.h"
-#include "kernels/cuda/matmul_limits.h"
 #include "kernels/cuda/matmul_kernels.h"
+#include "kernels/cuda/matmul_limits.h"
 #include "kernels/cuda/matmul_plan.h"
 #include "kernels/cuda/matmul_probe.h"
 #include "kernels/cuda/ops.h"
