@@ -11,10 +11,10 @@
 #include "absl/synchronization/mutex.h"
 #include "kernels/check.h"
 #include "kernels/cpu/thread_pool.h"
+#include "kernels/cuda/device_identity.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/device_sampler.h"
 #include "kernels/cuda/kv_layout.h"
-#include "kernels/cuda/matmul_probe.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/row_stage.h"
 #include "kernels/cuda/runtime.h"
@@ -32,15 +32,10 @@ bool IsSame(absl::Span<const T> a, absl::Span<const T> b) {
   return a.size() == b.size() && (a.empty() || a.data() == b.data());
 }
 
-struct Identity {
-  std::string name;         // of the kernel family
-  std::string description;  // of that and the GPU
-};
-
 // Whatever an op does to the device, it does on one stream, in the order of the calls.
 class CudaBackend final : public Backend, private StepHost {
  public:
-  CudaBackend(int device, Identity identity, Stream stream, const CudaBackendOptions& options)
+  CudaBackend(int device, DeviceIdentity identity, Stream stream, const CudaBackendOptions& options)
       : device_(device),
         identity_(std::move(identity)),
         stream_(stream),
@@ -120,7 +115,7 @@ class CudaBackend final : public Backend, private StepHost {
                             const KvCacheLayer& cache);
 
   const int device_;
-  const Identity identity_;
+  const DeviceIdentity identity_;
   const Stream stream_;
   const bool graphs_;
   const bool quantized_;
@@ -398,37 +393,6 @@ absl::StatusOr<std::unique_ptr<TokenSampler>> CudaBackend::MakeTokenSampler(
   if (!sampler.ok()) return sampler.status();
   late_ids_ = (*sampler)->late_ids();
   return sampler;
-}
-
-// What the kernels that this GPU runs were compiled for: 900 is sm_90a, 0 the emulator.
-absl::StatusOr<int> FindArchitecture(Stream stream) {
-  auto memory = AllocateDevice(sizeof(int));
-  if (!memory.ok()) return memory.status();
-  int architecture = 0;
-  Architecture(stream, static_cast<int*>(*memory));
-  CopyToHost(stream, &architecture, *memory, sizeof(int));
-  absl::Status status = Synchronize(stream);
-  FreeDevice(*memory);
-  if (!status.ok()) return status;
-  return architecture;
-}
-
-absl::StatusOr<Identity> Identify(Stream stream) {
-  const auto architecture = FindArchitecture(stream);
-  if (!architecture.ok()) return architecture.status();
-  // Nothing to find out there: the emulator multiplies by warps in either way.
-  if (*architecture == 0) return Identity{"cuda-emulated", "cuda-emulated"};
-  const auto properties = Properties();
-  if (!properties.ok()) return properties.status();
-  const auto matmul = ProbeMatmul(stream);
-  if (!matmul.ok()) return matmul.status();
-  // From 9.0 on, the kernels use what only that architecture has.
-  std::string name = absl::StrCat("cuda-sm_", *architecture / 10, *architecture >= 900 ? "a" : "");
-  std::string description = absl::StrCat(
-      name, ", ", properties->name, " (", properties->multiprocessors, " multiprocessors, ",
-      properties->free_memory >> 20, " of ", properties->total_memory >> 20,
-      " MiB free, driver for CUDA ", properties->driver, "); ", *matmul);
-  return Identity{std::move(name), std::move(description)};
 }
 
 }  // namespace

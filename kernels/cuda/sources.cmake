@@ -26,6 +26,7 @@ set(marcoro_cuda_kernels
   kernels/cuda/swiglu.cu)
 set(marcoro_cuda_host_sources
   kernels/cuda/cuda_backend.cc
+  kernels/cuda/device_identity.cc
   kernels/cuda/device_memory.cc
   kernels/cuda/device_sampler.cc
   kernels/cuda/late_ids.cc
