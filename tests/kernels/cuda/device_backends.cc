@@ -35,4 +35,12 @@ bool DeviceIsEmulated() {
   return emulated;
 }
 
+bool DeviceRunsModels() {
+#ifdef __SANITIZE_ADDRESS__
+  return !DeviceIsEmulated();
+#else
+  return !DeviceBackendNames().empty();
+#endif
+}
+
 }  // namespace marcoro

@@ -20,4 +20,6 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeStagedDeviceBackend(int, DType acti
 
 bool DeviceIsEmulated() { return false; }
 
+bool DeviceRunsModels() { return false; }
+
 }  // namespace marcoro

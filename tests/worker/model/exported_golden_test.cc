@@ -49,7 +49,7 @@ class ExportedGoldenTest : public ::testing::TestWithParam<const char*> {
 };
 
 TEST_P(ExportedGoldenTest, StaysWithinTheDivergenceBoundOfQuantizingWhileLoading) {
-  for (const std::string& backend : AvailableBackends()) {
+  for (const std::string& backend : BackendsFor(GetParam())) {
     TestModel loaded({.checkpoint = GetParam(), .backend = backend});
     TestModel exported({.checkpoint = exported_, .backend = backend});
     double from_loaded = 0;
@@ -82,7 +82,7 @@ TEST(ExportedTest, WithScalesInFloat32TheLogitsAreTheSameBits) {
   testing::TempFolder folder;
   const std::string exported = folder.File("exported");
   ASSERT_TRUE(Export(testing::TestData("window"), exported).ok());
-  for (const std::string& backend : AvailableBackends()) {
+  for (const std::string& backend : BackendsFor("window")) {
     TestModel from_plain({.checkpoint = "window", .backend = backend});
     TestModel from_fp8({.checkpoint = exported, .backend = backend});
     for (const GoldenPrompt& prompt : ReadGolden("window", "_fp8")) {

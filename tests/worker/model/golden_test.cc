@@ -59,7 +59,7 @@ TEST_P(GoldenTest, Float32ReferenceGivesTheLogitsWithin2e3) {
 }
 
 TEST_P(GoldenTest, Bf16ActivationsStayWithinTheDivergenceBound) {
-  for (const std::string& backend : AvailableBackends()) {
+  for (const std::string& backend : BackendsFor(GetParam().checkpoint)) {
     TestModel model({.checkpoint = GetParam().checkpoint,
                      .backend = backend,
                      .linear = GetParam().quantized ? DType::kF8E4M3 : DType::kBF16});
@@ -79,7 +79,7 @@ TEST_P(GoldenTest, Bf16ActivationsStayWithinTheDivergenceBound) {
 }
 
 TEST_P(GoldenTest, GreedyTokensAreTheReferencesWhereItIsSure) {
-  for (const std::string& backend : AvailableBackends()) {
+  for (const std::string& backend : BackendsFor(GetParam().checkpoint)) {
     TestModel model({.checkpoint = GetParam().checkpoint,
                      .backend = backend,
                      .linear = GetParam().quantized ? DType::kF8E4M3 : DType::kBF16});
@@ -118,9 +118,7 @@ class QuantizedActivationsTest : public testing::TestWithParam<Simulated> {};
 
 TEST_P(QuantizedActivationsTest, CostWhatASimulationSays) {
   const auto& [checkpoint, simulated] = GetParam();
-  for (const std::string& backend : AvailableBackends()) {
-    // An emulated device takes 20 s for the smallest.
-    if (backend == "cuda" && DeviceIsEmulated() && checkpoint != "tiny") continue;
+  for (const std::string& backend : BackendsFor(checkpoint)) {
     TestModel model({.checkpoint = checkpoint, .backend = backend, .activations = DType::kF8E4M3});
     double sum = 0;
     int count = 0;
