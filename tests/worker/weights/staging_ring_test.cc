@@ -121,6 +121,7 @@ class StagingRingTest : public ::testing::Test {
   std::unique_ptr<StagingRing> Make(size_t bytes, int most) {
     auto ring = StagingRing::Create(
         [this](size_t size) -> absl::StatusOr<std::unique_ptr<RowStage>> {
+          absl::MutexLock lock(&making_);  // several threads make stages at once
           if (made_ >= can_be_made_) return absl::ResourceExhaustedError("no pinned memory");
           ++made_;
           return std::make_unique<FakeStage>(device_, size, std::exchange(answers_, {}));
@@ -131,6 +132,7 @@ class StagingRingTest : public ::testing::Test {
   }
 
   FakeDevice device_;
+  absl::Mutex making_;
   std::atomic<int> made_ = 0;
   int can_be_made_ = 1000;
   std::deque<Answer> answers_;  // of the next stage that is made
