@@ -4,6 +4,7 @@
 #include <gloo/transport/tcp/device.h>
 #include <gloo/transport/unbound_buffer.h>
 #include <net/if.h>
+#include <netdb.h>
 
 #include <algorithm>
 #include <array>
@@ -12,6 +13,8 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -48,6 +51,13 @@ class GlooCommunicator : public Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+
+  // Returns when all ranks have all their connections. One that left as soon as it had its own
+  // would break those that others are still making with it.
+  absl::Status MeetOthers(Clock::time_point deadline) {
+    float nothing = 0;
+    return RunUntil(deadline, "first meeting", [&] { ReduceWhole(absl::MakeSpan(&nothing, 1)); });
+  }
 
   absl::Status AllReduceTree(absl::Span<float> data) override {
     const bool slices = size_ > 2 && data.size() * sizeof(float) > kSliceThresholdBytes;
@@ -180,12 +190,17 @@ class GlooCommunicator : public Communicator {
     WaitForReceives(*rest, 1);
   }
 
-  // Runs an operation up to its deadline. Gloo throws one kind of exception for whatever goes
-  // wrong; afterwards its connections are in an unknown state.
   template <typename Body>
   absl::Status Run(const char* operation, Body body) {
+    return RunUntil(Clock::now() + timeout_, operation, body);
+  }
+
+  // Gloo throws one kind of exception for whatever goes wrong; afterwards its connections are in an
+  // unknown state.
+  template <typename Body>
+  absl::Status RunUntil(Clock::time_point deadline, const char* operation, Body body) {
     if (!failure_.ok()) return failure_;
-    deadline_ = Clock::now() + timeout_;
+    deadline_ = deadline;
     try {
       body();
     } catch (const std::exception& exception) {
@@ -246,20 +261,41 @@ class GlooCommunicator : public Communicator {
   absl::Status failure_;  // of an earlier operation
 };
 
+absl::Status CannotListen(const std::string& interface, absl::string_view why) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("cannot listen on \"", interface,
+                   "\", which should name a network interface or an address of this host: ", why));
+}
+
+// A host name's first address, in figures. Gloo would look names up itself, but where that fails it
+// goes on with a list of addresses that nobody has set.
+absl::StatusOr<std::string> AddressOf(const std::string& host) {
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  const int failed = getaddrinfo(host.c_str(), nullptr, &hints, &found);
+  if (failed != 0) return CannotListen(host, gai_strerror(failed));
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> addresses(found, &freeaddrinfo);
+  char address[NI_MAXHOST];
+  const int unnamed = getnameinfo(addresses->ai_addr, addresses->ai_addrlen, address,
+                                  sizeof(address), nullptr, 0, NI_NUMERICHOST);
+  if (unnamed != 0) return CannotListen(host, gai_strerror(unnamed));
+  return address;
+}
+
 absl::StatusOr<std::shared_ptr<gloo::transport::Device>> Listen(const std::string& interface) {
   gloo::transport::tcp::attr attributes;
   if (if_nametoindex(interface.c_str()) != 0) {
     attributes.iface = interface;
   } else {
-    attributes.hostname = interface;
+    absl::StatusOr<std::string> address = AddressOf(interface);
+    if (!address.ok()) return address.status();
+    attributes.hostname = *std::move(address);
   }
   try {
     return gloo::transport::tcp::CreateDevice(attributes);
   } catch (const std::exception& exception) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cannot listen on \"", interface,
-                     "\", which should name a network interface or an address of this host: ",
-                     exception.what()));
+    return CannotListen(interface, exception.what());
   }
 }
 
@@ -288,7 +324,10 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeGlooCommunicator(const GlooOpt
     auto context = std::make_shared<gloo::rendezvous::Context>(options.rank, options.size);
     context->setTimeout(std::max(timeout, std::chrono::milliseconds(1)));
     context->connectFullMesh(store, *device);
-    return std::make_unique<GlooCommunicator>(std::move(context), options.timeout);
+    auto communicator = std::make_unique<GlooCommunicator>(std::move(context), options.timeout);
+    const absl::Status met = communicator->MeetOthers(started + timeout);
+    if (!met.ok()) return met;
+    return communicator;
   } catch (const std::exception& exception) {
     if (!store.status().ok()) return store.status();
     const std::string message = absl::StrCat("Gloo cannot connect rank ", options.rank,

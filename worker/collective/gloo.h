@@ -24,8 +24,9 @@ struct GlooOptions {
   absl::Duration timeout = absl::Seconds(60);
 };
 
-// Connects to all other ranks, whose addresses come through `keys`. INVALID_ARGUMENT if the
-// interface does not exist, UNAVAILABLE or DEADLINE_EXCEEDED if a rank cannot be reached.
+// Connects to all other ranks, whose addresses come through `keys`; returns when they too are
+// connected with all. INVALID_ARGUMENT if the interface does not exist, UNAVAILABLE or
+// DEADLINE_EXCEEDED if a rank cannot be reached.
 absl::StatusOr<std::unique_ptr<Communicator>> MakeGlooCommunicator(const GlooOptions& options,
                                                                    KeyStore& keys);
 

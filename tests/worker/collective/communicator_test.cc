@@ -152,6 +152,13 @@ TEST_P(CommunicatorTest, OnlyALoneRankIsRepeatableOnTheHost) {
   });
 }
 
+// Whoever is connected first may leave at once: the others are connected then, too.
+TEST_P(CommunicatorTest, RanksThatLeaveAtOnceLeaveNoneUnconnected) {
+  for (int round = 0; round < 20; ++round) {
+    OnEachRank([](Communicator&) {});
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Single, CommunicatorTest, testing::Values(std::make_tuple("single", 1)),
                          TestName);
 INSTANTIATE_TEST_SUITE_P(Groups, CommunicatorTest,
@@ -222,6 +229,8 @@ TEST(GlooCommunicator, NamesTheInterfaceThatDoesNotExist) {
   const absl::Status status = MakeGlooCommunicator(options, keys).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(status.message().find("no-such-interface.invalid"), absl::string_view::npos) << status;
+  // Gloo must not be asked for a name that nobody knows: it takes the failed search for a result.
+  EXPECT_EQ(status.message().find("enforce fail"), absl::string_view::npos) << status;
 }
 
 TEST(GlooCommunicator, ListensOnAnInterfaceByName) {
