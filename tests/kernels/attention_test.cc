@@ -186,16 +186,18 @@ class AttentionBackendTest : public ::testing::TestWithParam<std::tuple<std::str
 };
 
 TEST_P(AttentionBackendTest, ErrorIsLikeThatOfRoundingTheOutput) {
-  const AttentionInput input = Input(4, 1, 128, 0, {300});
+  // Errors are largest where few keys share the weight: many beginnings, so that none counts much.
+  std::vector<int32_t> lengths(16, 60);
+  lengths.front() = 300;
+  const AttentionInput input = Input(4, 1, 128, 0, lengths);
   const Matrix exact = ExactAttention(input, format());
   Matrix rounded(DType::kBF16, exact.rows(), exact.columns());
   for (int64_t r = 0; r < exact.rows(); ++r) {
     for (int64_t c = 0; c < exact.columns(); ++c) rounded.Set(r, c, exact.At(r, c));
   }
   const AttentionResult result = RunAttention(input, Run(AllAtOnce(input)));
-  // Probabilities are rounded too: 1.41 times for two errors of a size, and what data of chance
-  // add.
-  EXPECT_LE(RmsError(exact, result.out), 1.75 * RmsError(exact, rounded));
+  // Probabilities are rounded too: 1.41 times for two errors of a size.
+  EXPECT_LE(RmsError(exact, result.out), 1.5 * RmsError(exact, rounded));
 }
 
 TEST_P(AttentionBackendTest, ScoresFarApartDoNotOverflow) {
