@@ -7,6 +7,7 @@
 // the communicator is unusable and the process is expected to end.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "absl/status/status.h"
@@ -55,6 +56,9 @@ class Communicator {
   // Rank 0 receives every rank's `send` (the same length everywhere) side by side in rank order:
   // receive holds size() * send.size() elements on rank 0 and is ignored elsewhere.
   virtual absl::Status GatherToRoot(absl::Span<const float> send, absl::Span<float> receive) = 0;
+
+  // ids, of any number, becomes rank 0's.
+  virtual absl::Status BroadcastIds(absl::Span<int32_t> ids);
 
   // On rank 0 sends message; elsewhere replaces it by rank 0's.
   virtual absl::Status BroadcastFromRoot(std::string* message) = 0;
