@@ -37,6 +37,10 @@ class Communicator {
   // over those it queued itself. Fails if an earlier one did.
   virtual absl::Status NoteRepeated() { return absl::OkStatus(); }
 
+  // UNAVAILABLE if a peer is gone, as far as the transport knows without waiting: Gloo does not.
+  // May be asked at any time, by any thread.
+  virtual absl::Status CheckPeers() const { return absl::OkStatus(); }
+
   // data becomes the element-wise float32 sum over all ranks, added as a balanced binary tree in
   // rank order,
   // ((0+1)+(2+3))+…, for every element whatever the message size, so that all ranks hold the same

@@ -182,7 +182,10 @@ absl::Status NcclCommunicator::Probe() {
   absl::Status status;
   if (memory_ != nullptr) status = memory_->Check();
   if (status.ok() && nccl_ != nullptr) status = nccl_->Check();
-  if (status.ok()) status = queued_.Check(absl::Now(), [this] { return IsMarkPassed(); });
+  if (status.ok()) {
+    status = queued_.Check(
+        absl::Now(), [this] { return IsMarkPassed(); }, [this] { return host_.CheckPeers(); });
+  }
   cudaThreadExchangeStreamCaptureMode(&mode);
   return status;
 }

@@ -164,6 +164,22 @@ TEST_P(CommunicatorTest, MixedOperationsInAnyOrderStayApart) {
   });
 }
 
+// Not Gloo's: that knows only when it waits.
+TEST(SharedMemoryCommunicator, SaysWhichPeerIsGoneWithoutWaitingForIt) {
+  LocalKeyStore keys;
+  std::unique_ptr<Communicator> ranks[4];
+  RunInThreads(4, [&](int rank) {
+    auto communicator = Connect("shared-memory", rank, 4, keys, kTimeout);
+    ASSERT_TRUE(communicator.ok()) << communicator.status();
+    ranks[rank] = *std::move(communicator);
+  });
+  for (const auto& rank : ranks) EXPECT_EQ(rank->CheckPeers(), absl::OkStatus());
+  ranks[2].reset();
+  for (const int rank : {0, 1, 3}) {
+    EXPECT_EQ(ranks[rank]->CheckPeers(), absl::UnavailableError("rank 2 is gone"));
+  }
+}
+
 std::string TestName(const testing::TestParamInfo<std::tuple<std::string, int>>& test) {
   return absl::StrReplaceAll(absl::StrCat(std::get<0>(test.param), "_", std::get<1>(test.param)),
                              {{"-", "_"}});
