@@ -328,6 +328,31 @@ TEST(CudaAllReduceTest, ACapturedSumIsRepeated) {
   }
 }
 
+// As a captured step begins.
+TEST(CudaAllReduceTest, ACapturedBroadcastTakesTheIdsOfEachRepetition) {
+  constexpr size_t kCount = 300;
+  const Group group({.ranks = 4});
+  auto ids = IdsOfRanks(4, kCount);
+  std::vector<Graph> graphs;
+  for (int rank = 0; rank < 4; ++rank) {
+    auto graph = CaptureGraph(TestStream(), [&] {
+      BroadcastIds(TestStream(), group.OfRank(rank), ids[static_cast<size_t>(rank)].data(), kCount);
+      return absl::OkStatus();
+    });
+    CheckDevice(graph.status());
+    graphs.push_back(*std::move(graph));
+  }
+  for (int round = 0; round < 3; ++round) {
+    for (int rank = 0; rank < 4; ++rank) {
+      ids[static_cast<size_t>(rank)].CopyFrom(Ids(10 * round + rank, kCount));
+    }
+    group.Run([&](Stream stream, const PeerMemory& peers) {
+      graphs[static_cast<size_t>(peers.rank)].Launch(stream);
+    });
+    for (const auto& of_rank : ids) EXPECT_EQ(of_rank.ToHost(), Ids(10 * round, kCount));
+  }
+}
+
 TEST(CudaAllReduceTest, TreeSumAddsPartsOfOneMemory) {
   for (const int ranks : {2, 4, 8}) {
     for (const size_t count : {1u, 1023u, 5000u}) {
