@@ -196,7 +196,7 @@ class DeviceSamplingTest : public testing::TestWithParam<int> {};
 TEST_P(DeviceSamplingTest, GivesEveryRequestWhatTheProcessorGivesIt) {
   const int first_seed = FromEnvironment("MARCORO_TEST_SEED", 1);
   const int ranks = GetParam();
-  const int usual_lives = 12 / ranks;
+  const int usual_lives = ranks == 1 ? 12 : 8 / ranks;
   const int lives = FromEnvironment("MARCORO_TEST_LIVES", usual_lives);
   EngineSnapshot totals;
   int late_tokens = 0;
@@ -238,13 +238,14 @@ TEST_P(DeviceSamplingTest, GivesEveryRequestWhatTheProcessorGivesIt) {
     totals.finished_error += snapshot.finished_error;
   }
   if (lives < usual_lives) return;
-  const auto share = static_cast<uint64_t>(ranks);
-  EXPECT_GT(totals.scheduler.preemptions, 10 / share) << "or the lives prove nothing about them";
-  EXPECT_GT(late_tokens, 500 / ranks);
-  EXPECT_GT(totals.finished_stop, 20 / share);
-  EXPECT_GT(totals.finished_length, 20 / share);
-  EXPECT_GT(totals.finished_cancelled, 5 / share);
-  EXPECT_GT(totals.finished_error, 5 / share);
+  // Of a life, on average.
+  const auto least = [&](double number) { return static_cast<uint64_t>(number * usual_lives); };
+  EXPECT_GT(totals.scheduler.preemptions, least(0.8)) << "or the lives prove nothing about them";
+  EXPECT_GT(static_cast<uint64_t>(late_tokens), least(40));
+  EXPECT_GT(totals.finished_stop, least(1.6));
+  EXPECT_GT(totals.finished_length, least(1.6));
+  EXPECT_GT(totals.finished_cancelled, least(0.4));
+  EXPECT_GT(totals.finished_error, least(0.4));
 }
 
 // Or nothing above would be about it.
