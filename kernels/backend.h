@@ -236,6 +236,10 @@ class Backend {
   // they hold stays as it is. Sequences do not overlap.
   virtual void BeginStep(const StepInput& step) {}
 
+  // Where Embed reads the ids of the step that began, in the backend's memory: what is queued
+  // before it may change them. Null where it reads those that it is given.
+  virtual int32_t* step_ids() { return nullptr; }
+
   // For steps that are each BeginStep and then `body`. A `repeatable` body does nothing but ask for
   // ops and queue work on stream(), and the same for all steps of equally many tokens of each
   // sequence, ids and logit rows. Then a device may add padding to what body is given, so that

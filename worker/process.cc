@@ -16,7 +16,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "kernels/backend.h"
 #include "spdlog/spdlog.h"
@@ -29,6 +28,7 @@
 #include "worker/group/host_identity.h"
 #include "worker/group/step_broadcast.h"
 #include "worker/group/watchdog.h"
+#include "worker/kv_cache_size.h"
 #include "worker/model/transformer.h"
 #include "worker/service/metrics.h"
 #include "worker/service/worker_service.h"
@@ -245,42 +245,14 @@ absl::Status ExplainMemory(const absl::Status& status, const WorkerConfig& confi
                    "with more memory"));
 }
 
-// Tokens of KV cache that rank 0's free memory has room for once the shard is loaded.
-absl::StatusOr<int64_t> SizeKvCache(const WorkerConfig& config, const OpenedModel& model) {
-  const ModelConfig& shape = model.config;
-  const Backend& backend = *model.backend;
-  // Ranks of one host share its memory; a GPU's is taken for one rank's alone.
-  const double sharing = backend.host_memory() ? config.world_size : 1;
-  const double block_bytes = static_cast<double>(
-      KvCache::BlockBytes(backend, shape.layers, shape.kv_heads / config.world_size, shape.head_dim,
-                          config.kv_format()));
-  const double activations = static_cast<double>(Transformer::ActivationBytes(
-      shape, {.rank = 0, .world_size = config.world_size}, model.bounds, backend));
-  const double free = static_cast<double>(backend.AvailableMemory()) / sharing;
-  const double share = std::max(0.0, free - activations) * config.memory_fraction;
-  constexpr int kContexts = 16;
-  const int contexts = backend.host_memory() ? kContexts : config.max_sequences;
-  const auto tokens =
-      static_cast<int64_t>(std::min(share / block_bytes * kKvBlockTokens,
-                                    static_cast<double>(contexts) * model.bounds.context_length));
-  const int64_t least = std::min<int64_t>(model.bounds.context_length, 256);
-  if (tokens >= least) return tokens;
-  constexpr double kMegabyte = 1e6;
-  const double needed = static_cast<double>(least) / kKvBlockTokens * block_bytes;
-  return absl::ResourceExhaustedError(absl::StrFormat(
-      "a KV cache of %d tokens needs %.0f MB, and --memory-fraction=%g of what is left after "
-      "loading is %.0f MB: missing %.0f MB",
-      least, needed / kMegabyte, config.memory_fraction, share / kMegabyte,
-      (needed - share) / kMegabyte));
-}
-
 // Rank 0 decides the size of the KV cache, since the scheduler is there; every rank allocates as
 // much.
 absl::StatusOr<int32_t> AgreeOnKvBlocks(const WorkerConfig& config, const OpenedModel& model,
                                         Group& group) {
   int64_t tokens = config.kv_tokens;
   if (group.rank() == 0 && tokens == 0) {
-    const absl::StatusOr<int64_t> size = SizeKvCache(config, model);
+    const absl::StatusOr<int64_t> size =
+        SizeKvCache(config, model.config, model.bounds, *model.backend);
     if (!size.ok()) return size.status();
     tokens = *size;
   }
@@ -299,6 +271,9 @@ absl::StatusOr<ModelParameters> LoadShard(const WorkerConfig& config, OpenedMode
   const Shard shard{.rank = config.rank, .world_size = config.world_size};
   LoadOptions options;
   options.linear_dtype = config.linear_dtype();
+  options.allocated = [&] {
+    return CheckRoomForKvCache(config, model.config, model.bounds, *model.backend);
+  };
   const absl::Time begin = absl::Now();
   // One rank's progress stands for the group's: all read at the same pace.
   std::optional<ProgressReporter> progress;

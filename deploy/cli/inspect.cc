@@ -110,6 +110,7 @@ std::string AsJson(const CheckpointDescription& checkpoint, bool tensors) {
                {"stored_bytes", checkpoint.stored_bytes},
                {"quantization", checkpoint.quantization},
                {"kv_bytes_per_token", checkpoint.kv_bytes_per_token},
+               {"kv_fp8_bytes_per_token", checkpoint.kv_fp8_bytes_per_token},
                {"chat_template", TemplateName(checkpoint)},
                {"tokenizer_files", checkpoint.tokenizer_files},
                {"tensor_parallel_degrees", checkpoint.tensor_parallel_degrees},
@@ -160,6 +161,16 @@ std::string MemoryTable(const CheckpointDescription& checkpoint) {
   return table;
 }
 
+std::string CacheTable(const CheckpointDescription& checkpoint) {
+  constexpr uint64_t kGibibyte = uint64_t{1} << 30;
+  const uint64_t fp8 = checkpoint.kv_fp8_bytes_per_token;
+  const uint64_t bf16 = checkpoint.kv_bytes_per_token;
+  return absl::StrFormat("\n%-20s %14s %14s\n", "KV cache of all ranks", "fp8", "bf16") +
+         absl::StrFormat("%-20s %14s %14s\n", "  a token", Bytes(fp8), Bytes(bf16)) +
+         absl::StrFormat("%-20s %14u %14u\n", "  tokens in a GiB", kGibibyte / fp8,
+                         kGibibyte / bf16);
+}
+
 std::string TensorTable(const CheckpointDescription& checkpoint) {
   std::string table =
       absl::StrFormat("\n%-52s %-5s %-16s %12s  %s\n", "tensor", "dtype", "shape", "bytes", "file");
@@ -190,11 +201,9 @@ std::string AsText(const CheckpointDescription& checkpoint, bool tensors) {
   text += Row("tokenizer files", checkpoint.tokenizer_files.empty()
                                      ? "none: only token ids can be served"
                                      : absl::StrJoin(checkpoint.tokenizer_files, ", "));
-  text += Row("KV cache",
-              absl::StrCat(Bytes(checkpoint.kv_bytes_per_token), " per token, over all ranks"));
   text += Row("tensor parallel", absl::StrJoin(checkpoint.tensor_parallel_degrees, ", "));
   text += Row("can be served", ServableText(checkpoint));
-  text += MemoryTable(checkpoint);
+  text += MemoryTable(checkpoint) + CacheTable(checkpoint);
   if (tensors) text += TensorTable(checkpoint);
   return text;
 }

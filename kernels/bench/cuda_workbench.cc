@@ -18,6 +18,8 @@ namespace {
 constexpr size_t kPatternBytes = size_t{32} << 20;
 constexpr int32_t kMostRotations = 16;
 constexpr int32_t kMostSampledRows = 32;
+// Of all ranks together no more blocks than run at a time, since they wait for each other.
+constexpr int64_t kMostSummedRows = 8;
 
 absl::StatusOr<Buffer> AllocateBuffer(size_t bytes) {
   auto memory = AllocateDevice(bytes);
@@ -101,6 +103,7 @@ absl::StatusOr<std::vector<OpCase>> CudaWorkbench::Cases() {
   absl::Status status = AddAttention();
   if (status.ok()) status = AddStepOps();
   AddRowOps();
+  if (status.ok()) status = AddSums();
   if (status.ok()) status = AddSampling();
   if (!status.ok()) return status;
   return cases_;
@@ -260,6 +263,29 @@ void CudaWorkbench::AddRowOps() {
                                Bf16(outputs_, tokens, shapes_.feed_forward));
                       }});
   }
+}
+
+// Bytes are those of all ranks in the GPU's one memory: parts are written to every peer and read
+// there.
+absl::Status CudaWorkbench::AddSums() {
+  const int64_t most = std::min(kMostSummedRows, options_.tokens.back());
+  groups_.clear();
+  for (const int ranks : {2, 4}) {
+    auto group = OneGpuRanks::Create(stream_, ranks, most, shapes_.hidden);
+    if (!group.ok()) return group.status();
+    groups_.push_back(*std::move(group));
+    for (const int64_t tokens : {int64_t{1}, most}) {
+      const double bytes_of_element = 4 + 8.0 * (ranks - 1) + 10;
+      cases_.push_back(
+          {"all_reduce_rms_norm",
+           absl::StrFormat("T=%d H=%d, %d ranks on this GPU", tokens, shapes_.hidden, ranks),
+           static_cast<double>(ranks * tokens * shapes_.hidden) * bytes_of_element, 0,
+           [=, this, group = groups_.back().get()](int64_t) {
+             group->AllReduceAddRmsNorm(tokens, static_cast<const float*>(scales_.data()));
+           }});
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CudaWorkbench::AddSampling() {

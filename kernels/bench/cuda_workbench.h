@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/bench/model_shapes.h"
+#include "kernels/bench/one_gpu_ranks.h"
 #include "kernels/bench/workbench.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/step_upload.h"
@@ -52,6 +53,7 @@ class CudaWorkbench {
   absl::Status AddAttention();
   absl::Status AddStepOps();
   void AddRowOps();
+  absl::Status AddSums();
   absl::Status AddSampling();
 
   Tensor Bf16(const Buffer& memory, int64_t rows, int64_t columns) const {
@@ -74,6 +76,7 @@ class CudaWorkbench {
   Buffer scratch_;
   Buffer summaries_;
   Buffer sampling_;  // sequences, then tokens, then slots
+  std::vector<std::unique_ptr<OneGpuRanks>> groups_;
   std::vector<OpCase> cases_;
 };
 

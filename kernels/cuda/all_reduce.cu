@@ -108,6 +108,30 @@ GatherKernel(MARCORO_CONSTANT_PARAMETER PeerMemory peers, const float* send, int
   exchanges.Keep();
 }
 
+// Rank 0 writes to all others; the flags are all ranks', as the slots' reuse needs. Some hundred
+// ids: the ways are the time, not the width of what a thread writes.
+MARCORO_KERNEL(kExchangeThreads, 1)
+BroadcastKernel(MARCORO_CONSTANT_PARAMETER PeerMemory peers, int32_t* ids, int64_t count) {
+  Exchanges exchanges(peers);
+  for (int64_t p = BlockIndexX(); p * peers.slot_elements < count; p += GridX()) {
+    const Piece piece = PieceOf(peers, p, count);
+    int32_t* part = ids + piece.begin;
+    if (exchanges.Begin() && peers.rank == 0) {
+      for (int distance = 1; distance < peers.ranks; ++distance) {
+        auto* slot = reinterpret_cast<int32_t*>(exchanges.SlotAtPeer(distance));
+        for (int i = ThreadIndex(); i < piece.elements; i += kExchangeThreads) slot[i] = part[i];
+      }
+    }
+    const bool complete = exchanges.Finish();
+    if (complete && peers.rank == 0) continue;
+    const auto* slot = reinterpret_cast<const int32_t*>(exchanges.SlotFrom(0));
+    for (int i = ThreadIndex(); i < piece.elements; i += kExchangeThreads) {
+      part[i] = complete ? slot[i] : 0;
+    }
+  }
+  exchanges.Keep();
+}
+
 // A thread takes a vector of all parts: with 8 of them, 32 KB of a block under way.
 template <int kRanks>
 MARCORO_KERNEL(kExchangeThreads, 1)
@@ -161,6 +185,11 @@ void GatherToRoot(Stream stream, const PeerMemory& peers, const float* send, int
   const bool aligned = RowsAreAligned(send, 0, sizeof(float)) &&
                        (peers.rank != 0 || RowsAreAligned(receive, count, sizeof(float)));
   Launch(stream, ExchangeShape(peers, count), GatherKernel, peers, send, count, receive, aligned);
+}
+
+void BroadcastIds(Stream stream, const PeerMemory& peers, int32_t* ids, int64_t count) {
+  if (count == 0) return;
+  Launch(stream, ExchangeShape(peers, count), BroadcastKernel, peers, ids, count);
 }
 
 void TreeSum(Stream stream, const TreeParts& parts, int ranks, int64_t count, float* out) {

@@ -53,6 +53,9 @@ void AllReduceAddRmsNorm(Stream stream, const PeerMemory& peers, const Tensor& r
 void GatherToRoot(Stream stream, const PeerMemory& peers, const float* send, int64_t count,
                   float* receive);
 
+// ids (count) becomes rank 0's; zeros, which any table has a row of, once a peer has not come.
+void BroadcastIds(Stream stream, const PeerMemory& peers, int32_t* ids, int64_t count);
+
 // out (count) = the tree over the parts, of which there are 2, 4 or 8. out may be one of them.
 struct TreeParts {
   const float* part[kMostRanks] = {};

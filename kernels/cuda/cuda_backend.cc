@@ -66,6 +66,7 @@ class CudaBackend final : public Backend, private StepHost {
   size_t ReservedBytes(const StepLimits& limits) const override;
   absl::Status Reserve(const StepLimits& limits) override;
   void BeginStep(const StepInput& step) override { BeginStepWithRoom(step, {}); }
+  int32_t* step_ids() override { return upload_.ids(); }
   std::unique_ptr<StepRunner> MakeStepRunner(const StepLimits& limits, bool repeatable,
                                              StepRunner::Body body) override;
 

@@ -13,6 +13,7 @@ namespace marcoro {
 namespace {
 
 namespace fs = std::filesystem;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using Json = nlohmann::json;
 
@@ -46,6 +47,7 @@ TEST(InspectTest, TinyIsAlpacaInBf16AndAllowsTwoRanks) {
   EXPECT_EQ(tiny["parameters"], 223552);
   EXPECT_EQ(tiny["dtypes"]["BF16"]["bytes"], 2 * 223552);
   EXPECT_EQ(tiny["kv_bytes_per_token"], 2 * 2 * 2 * 16 * 2);  // K and V, layers, heads, D, BF16
+  EXPECT_EQ(tiny["kv_fp8_bytes_per_token"], 2 * 2 * 2 * (16 + 4));  // a code each, a scale
   EXPECT_EQ(tiny["servable"], true);
   EXPECT_THAT(tiny["tokenizer_files"].dump(), HasSubstr("tokenizer.model"));
 }
@@ -90,6 +92,10 @@ TEST(InspectTest, TheTableSaysTheSame) {
   EXPECT_THAT(run.out, HasSubstr("alpaca"));
   EXPECT_THAT(run.out, HasSubstr("model.layers.1.mlp.down_proj.weight"));
   EXPECT_EQ(run.err, "");
+  // 160 bytes a token in FP8, 256 in BF16.
+  EXPECT_THAT(run.out, ContainsRegex("KV cache of all ranks +fp8 +bf16\n"
+                                     "  a token +160 B +256 B\n"
+                                     "  tokens in a GiB +6710886 +4194304\n"));
 }
 
 // A copy of `tiny` to be spoilt; removed at the end.

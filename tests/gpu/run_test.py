@@ -1,5 +1,6 @@
 """tests/gpu/run.sh: its one line without a GPU, and its table and JSON over programs that pass, fail, hang or cannot start."""
 
+import fnmatch
 import json
 import os
 import pathlib
@@ -126,6 +127,25 @@ class Run(gpu_proof.ScriptTest):
         self.assertEqual(header["model.layers.1.self_attn.k_proj.weight"]["shape"], [32, 64])
         self.assertEqual(header["model.norm.weight"]["shape"], [64])
         self.assertFalse((self.folder / "results/zeros-7b").exists())
+
+    def test_each_number_of_ranks_is_some_parts(self):
+        """Of the names that the determinism tests have on a GPU, each is run, by one part."""
+        lone = ["Ranks/DeterminismTest.X/cuda_tp1", *(f"Ranks/DeviceSamplingTest.X/tp{ranks}" for ranks in (1, 2, 4)),
+                "Ranks/DeviceSamplingGroupTest.X/tp4"]
+        groups = ["Ranks/DeterminismTest.X/cuda_tp2", "Ranks/DeterminismTest.X/cuda_tp2_quantized_activations_kv_fp8",
+                  "Ranks/DeterminismTest.X/cuda_tp4"]
+        self.program("gpu_determinism_test", f"echo \"filter $1\"; {PASSES}")
+        self.prove("--parts", "cd")
+
+        def runs(log, name):
+            line = (self.folder / f"results/{log}.log").read_text(encoding="utf-8").splitlines()[0]
+            wanted, _, unwanted = line.removeprefix("filter --gtest_filter=").partition("-")
+            return any(fnmatch.fnmatchcase(name, one) for one in wanted.split(":")) and not any(
+                fnmatch.fnmatchcase(name, one) for one in unwanted.split(":"))
+
+        for name in [*lone, *groups]:
+            self.assertEqual(runs("gpu_determinism_test", name), name in lone, name)
+            self.assertEqual(runs("gpu_determinism_test_ranks", name), name in groups, name)
 
     def test_a_failure_is_named_and_hides_nothing(self):
         self.program("cuda_rope_gpu_test", FAILS)

@@ -35,7 +35,7 @@ TEST_F(CudaWorkbenchTest, EveryCaseRunsAgainAndAgain) {
   ASSERT_TRUE(bench.ok()) << bench.status();
   const auto cases = (*bench)->Cases();
   ASSERT_TRUE(cases.ok()) << cases.status();
-  EXPECT_EQ(cases->size(), 35u);
+  EXPECT_EQ(cases->size(), 39u);
   for (const OpCase& op_case : *cases) {
     SCOPED_TRACE(op_case.op + " " + op_case.shape);
     for (int64_t repetition = 0; repetition < 3; ++repetition) op_case.run(repetition);
@@ -62,7 +62,10 @@ TEST_F(CudaWorkbenchTest, CostsAreWhatTheOpMustReadWriteAndMultiply) {
       {"attention prefill T=40 position=280",
        {320.0 * 512, (40.0 * 280 + 40.0 * 41 / 2) * 4 * 256}},
       {"add_rms_norm T=40 H=256", {40.0 * 256 * (4 + 4 + 4 + 2), 0}},
-      {"swiglu T=1", {512 * 10, 0}}};
+      {"swiglu T=1", {512 * 10, 0}},
+      // On each of two ranks: its part, to the peer and from it, residual twice, the norm in BF16.
+      {"all_reduce_rms_norm T=8 H=256, 2 ranks on this GPU",
+       {2.0 * 8 * 256 * (4 + 4 + 4 + 4 + 4 + 2), 0}}};
   for (const auto& [name, cost] : expected) {
     ASSERT_TRUE(costs.contains(name)) << name;
     EXPECT_EQ(costs[name], cost) << name;

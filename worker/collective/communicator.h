@@ -7,6 +7,7 @@
 // the communicator is unusable and the process is expected to end.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "absl/status/status.h"
@@ -36,6 +37,10 @@ class Communicator {
   // over those it queued itself. Fails if an earlier one did.
   virtual absl::Status NoteRepeated() { return absl::OkStatus(); }
 
+  // UNAVAILABLE if a peer is gone, as far as the transport knows without waiting: Gloo does not.
+  // May be asked at any time, by any thread.
+  virtual absl::Status CheckPeers() const { return absl::OkStatus(); }
+
   // data becomes the element-wise float32 sum over all ranks, added as a balanced binary tree in
   // rank order,
   // ((0+1)+(2+3))+…, for every element whatever the message size, so that all ranks hold the same
@@ -55,6 +60,9 @@ class Communicator {
   // Rank 0 receives every rank's `send` (the same length everywhere) side by side in rank order:
   // receive holds size() * send.size() elements on rank 0 and is ignored elsewhere.
   virtual absl::Status GatherToRoot(absl::Span<const float> send, absl::Span<float> receive) = 0;
+
+  // ids, of any number, becomes rank 0's.
+  virtual absl::Status BroadcastIds(absl::Span<int32_t> ids);
 
   // On rank 0 sends message; elsewhere replaces it by rank 0's.
   virtual absl::Status BroadcastFromRoot(std::string* message) = 0;

@@ -90,6 +90,14 @@ class NcclCommunicator : public Communicator {
     return status;
   }
 
+  absl::Status BroadcastIds(absl::Span<int32_t> ids) override {
+    if (absl::Status status = watchdog_->status(); !status.ok()) return status;
+    if (ids.empty()) return absl::OkStatus();
+    absl::Status status = Broadcast(ids, memory_ != nullptr);
+    NoteQueued();
+    return status;
+  }
+
   absl::Status BroadcastFromRoot(std::string* message) override {
     return host_.BroadcastFromRoot(message);
   }
@@ -99,11 +107,13 @@ class NcclCommunicator : public Communicator {
     return memory_ != nullptr && (nccl_ == nullptr || IsOneShotSize(count, options_.size));
   }
   absl::Status AllReduce(float* data, size_t count, bool one_shot);
+  absl::Status Broadcast(absl::Span<int32_t> ids, bool one_shot);
   void NoteQueued();
   absl::Status Probe();
   absl::StatusOr<bool> IsMarkPassed() const;
   absl::Status CheckItself();
   absl::Status CheckItself(size_t count, bool one_shot);
+  absl::Status CheckBroadcast(bool one_shot);
 
   const NcclOptions options_;
   const int device_;
@@ -142,6 +152,12 @@ absl::Status NcclCommunicator::AllReduce(float* data, size_t count, bool one_sho
   return absl::OkStatus();
 }
 
+absl::Status NcclCommunicator::Broadcast(absl::Span<int32_t> ids, bool one_shot) {
+  if (!one_shot) return nccl_->Broadcast(stream_, ids.data(), ids.size());
+  cuda::BroadcastIds(stream_, memory_->peers(), ids.data(), static_cast<int64_t>(ids.size()));
+  return absl::OkStatus();
+}
+
 // A mark within a capture would belong to the graph: repetitions are marked by NoteRepeated.
 void NcclCommunicator::NoteQueued() {
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
@@ -166,21 +182,53 @@ absl::Status NcclCommunicator::Probe() {
   absl::Status status;
   if (memory_ != nullptr) status = memory_->Check();
   if (status.ok() && nccl_ != nullptr) status = nccl_->Check();
-  if (status.ok()) status = queued_.Check(absl::Now(), [this] { return IsMarkPassed(); });
+  if (status.ok()) {
+    status = queued_.Check(
+        absl::Now(), [this] { return IsMarkPassed(); }, [this] { return host_.CheckPeers(); });
+  }
   cudaThreadExchangeStreamCaptureMode(&mode);
   return status;
 }
 
-// Sums a vector each way: what a broken link or driver does shows here, and no connection is left
-// to be made in a step.
+// Sums a vector and passes ids on each way: what a broken link or driver does shows here, and no
+// connection is left to be made in a step.
 absl::Status NcclCommunicator::CheckItself() {
   absl::Status status;
-  if (memory_ != nullptr) status = CheckItself(100'003, true);
+  if (memory_ != nullptr) {
+    status = CheckItself(100'003, true);
+    if (status.ok()) status = CheckBroadcast(true);
+  }
   if (status.ok() && nccl_ != nullptr) {
     status = CheckItself(1'003, false);                       // whole
     if (status.ok()) status = CheckItself(3'000'003, false);  // by slices, the rest whole
+    if (status.ok()) status = CheckBroadcast(false);
   }
   return status;
+}
+
+absl::Status NcclCommunicator::CheckBroadcast(bool one_shot) {
+  std::vector<int32_t> ids(1'003);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i) + rank();
+  const size_t bytes = ids.size() * sizeof(int32_t);
+  auto memory = cuda::AllocateDevice(bytes);
+  if (!memory.ok()) return memory.status();
+  auto* data = static_cast<int32_t*>(*memory);
+  cuda::CopyToDevice(stream_, data, ids.data(), bytes);
+  absl::Status status = Broadcast(absl::MakeSpan(data, ids.size()), one_shot);
+  NoteQueued();
+  cuda::CopyToHost(stream_, ids.data(), data, bytes);
+  status.Update(cuda::Synchronize(stream_));
+  status.Update(watchdog_->status());
+  cuda::FreeDevice(data);
+  if (!status.ok()) return status;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] != static_cast<int32_t>(i)) {
+      return absl::InternalError(absl::StrCat(
+          one_shot ? "peer memory" : "NCCL", ": test ids came out wrong on rank ", rank(),
+          ": number ", i, " is ", ids[i], "; are the links between the GPUs sound?"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status NcclCommunicator::CheckItself(size_t count, bool one_shot) {

@@ -164,4 +164,9 @@ absl::Status NcclGroup::Gather(cudaStream_t stream, const float* send, size_t co
   return status;
 }
 
+absl::Status NcclGroup::Broadcast(cudaStream_t stream, int32_t* ids, size_t count) {
+  return Call("broadcast", options_.timeout,
+              [&] { return nccl_.Broadcast(ids, ids, count, ncclInt32, 0, comm_, stream); });
+}
+
 }  // namespace marcoro

@@ -5,6 +5,7 @@
 #include <nccl.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -40,6 +41,8 @@ class NcclGroup {
   absl::Status AllReduce(cudaStream_t stream, float* data, size_t count, float* scratch);
   // As Communicator::GatherToRoot.
   absl::Status Gather(cudaStream_t stream, const float* send, size_t count, float* receive);
+  // As Communicator::BroadcastIds.
+  absl::Status Broadcast(cudaStream_t stream, int32_t* ids, size_t count);
 
   // What NCCL found on its own threads. For any thread.
   absl::Status Check() const ABSL_LOCKS_EXCLUDED(mutex_);

@@ -39,6 +39,7 @@ absl::StatusOr<NcclLibrary> OpenNccl(const char* name) {
   find(library.GetErrorString, "ncclGetErrorString");
   find(library.GetLastError, "ncclGetLastError");
   find(library.AllGather, "ncclAllGather");
+  find(library.Broadcast, "ncclBroadcast");
   find(library.Send, "ncclSend");
   find(library.Recv, "ncclRecv");
   find(library.GroupStart, "ncclGroupStart");

@@ -1,5 +1,6 @@
 #include "worker/collective/nccl_watchdog.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,8 +13,8 @@ void QueuedWork::Note(absl::Time now, const std::function<void()>& mark) {
   queued_ = now;
 }
 
-absl::Status QueuedWork::Check(absl::Time now,
-                               const std::function<absl::StatusOr<bool>()>& is_done) {
+absl::Status QueuedWork::Check(absl::Time now, const std::function<absl::StatusOr<bool>()>& is_done,
+                               const std::function<absl::Status()>& check_peers) {
   absl::MutexLock lock(&mutex_);
   if (queued_ == absl::InfiniteFuture()) return absl::OkStatus();
   const absl::StatusOr<bool> done = is_done();
@@ -21,6 +22,10 @@ absl::Status QueuedWork::Check(absl::Time now,
   if (*done) {
     queued_ = absl::InfiniteFuture();
     return absl::OkStatus();
+  }
+  if (absl::Status peers = check_peers(); !peers.ok()) {
+    lost_ = std::min(lost_, now);
+    if (now - lost_ >= kGrace) return peers;
   }
   if (now - queued_ <= timeout_) return absl::OkStatus();
   return absl::DeadlineExceededError(absl::StrCat("a collective on the GPU took longer than ",

@@ -15,19 +15,24 @@ namespace marcoro {
 // When the newest operation that was queued should have ended. Thread-safe.
 class QueuedWork {
  public:
+  static constexpr absl::Duration kGrace = absl::Milliseconds(200);
+
   explicit QueuedWork(absl::Duration timeout) : timeout_(timeout) {}
 
   // The owner queued something. `mark` puts a mark behind it, while no other thread looks.
   void Note(absl::Time now, const std::function<void()>& mark) ABSL_LOCKS_EXCLUDED(mutex_);
   // DEADLINE_EXCEEDED if something was queued longer than the timeout ago and is_done() says that
-  // its mark has not been passed. Its error is passed on.
-  absl::Status Check(absl::Time now, const std::function<absl::StatusOr<bool>()>& is_done)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  // its mark has not been passed. What check_peers() says, if it has been saying so for kGrace:
+  // what a peer queued before it ended may yet be done, and a peer that left when all was done is
+  // not missed. Errors of is_done() are passed on.
+  absl::Status Check(absl::Time now, const std::function<absl::StatusOr<bool>()>& is_done,
+                     const std::function<absl::Status()>& check_peers) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   const absl::Duration timeout_;
   absl::Mutex mutex_;
   absl::Time queued_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  absl::Time lost_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();  // when a peer was missed
 };
 
 // A thread that asks, until something fails.

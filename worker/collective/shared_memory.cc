@@ -54,6 +54,15 @@ class SharedMemoryCommunicator : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
 
+  absl::Status CheckPeers() const override {
+    for (int rank = 0; rank < size_; ++rank) {
+      if (rank != rank_ && !segment_->IsAlive(rank)) {
+        return absl::UnavailableError(absl::StrCat("rank ", rank, " is gone"));
+      }
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status AllReduceTree(absl::Span<float> data) override {
     if (!failure_.ok()) return failure_;
     StartClock();

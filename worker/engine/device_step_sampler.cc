@@ -1,10 +1,13 @@
 #include "worker/engine/device_step_sampler.h"
 
 #include <algorithm>
+#include <bit>
+#include <string>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
 #include "kernels/check.h"
+#include "spdlog/spdlog.h"
 
 namespace marcoro {
 namespace {
@@ -128,9 +131,17 @@ bool DeviceStepSampler::HasSlot(SequenceId id, Sequence& sequence,
     ++open_slots_;
     return true;
   }
+  NoteRefused(slot.status());
   sequence.on_host = true;
   host_.Open(id, request, sequence.generated);
   return false;
+}
+
+// Of the first, the second, the fourth, …: the log stays short however many there are.
+void DeviceStepSampler::NoteRefused(const absl::Status& status) {
+  if (!std::has_single_bit(++refused_)) return;
+  spdlog::warn("tokens are chosen by the processor, and later, for {} sequence(s) so far: {}",
+               refused_, std::string(status.message()));
 }
 
 absl::Status DeviceStepSampler::Take(std::vector<SampledStep>* results) {

@@ -50,6 +50,7 @@ class DeviceStepSampler final : public StepSampler {
   };
 
   bool HasSlot(SequenceId id, Sequence& sequence, absl::Span<const SampleJob> jobs);
+  void NoteRefused(const absl::Status& status);
   void CloseAbsent(absl::Span<const SampleJob> jobs);
   void TakeChoice(const Sampling& sampling, const TokenChoice& choice, SampledStep* sampled);
 
@@ -58,6 +59,7 @@ class DeviceStepSampler final : public StepSampler {
   HostStepSampler host_;
   absl::flat_hash_map<SequenceId, Sequence> sequences_;
   int32_t open_slots_ = 0;
+  uint64_t refused_ = 0;  // sequences, by the sampler
   std::vector<SampleJob> host_jobs_;
   std::vector<int32_t> row_slots_;
   std::vector<LateId> late_ids_;

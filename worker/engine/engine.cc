@@ -226,7 +226,7 @@ absl::Status Engine::RunStep(const StepPlan& plan, absl::Time begin) {
   step_.sequences.assign(plan.sequences.begin(), plan.sequences.end());
   step_.outputs.assign(scheduler_.outputs().begin(), scheduler_.outputs().end());
   step_.begin = begin;
-  const bool late = executor_.takes_late_tokens() && sampler_->holds_tokens();
+  const bool late = sampler_->holds_tokens();
   if (late) CommitLate(step_);
   if (absl::Status status = CompleteLateStep(); !status.ok()) return status;
   if (!late) return Complete(step_, /*late=*/false);

@@ -20,7 +20,6 @@ class GroupExecutor final : public StepExecutor {
       : broadcast_(broadcast), transformer_(transformer), watchdog_(watchdog) {}
 
   absl::StatusOr<Tensor> Execute(const StepPlan& plan) override;
-  bool takes_late_tokens() const override { return !broadcast_.has_peers(); }
   absl::Status Heartbeat() override;
 
  private:

@@ -12,10 +12,9 @@ class StepExecutor {
  public:
   virtual ~StepExecutor() = default;
   // Logits of the plan's rows (Σ logit_rows, V) F32, in the backend's memory, valid until the next
-  // call. An error means that the group is lost.
+  // call. The plan's late tokens are what the backend's own sampler has been told to supply. An
+  // error means that the group is lost.
   virtual absl::StatusOr<Tensor> Execute(const StepPlan& plan) = 0;
-  // Whether plans may have late tokens, which the backend takes from its own sampler.
-  virtual bool takes_late_tokens() const { return false; }
   // Tells peers that this rank is alive; called while there is nothing to execute.
   virtual absl::Status Heartbeat() = 0;
 };

@@ -86,7 +86,6 @@ StepBroadcast::~StepBroadcast() = default;
 
 absl::Status StepBroadcast::SendStep(const StepPlan& plan) {
   if (control_->size() == 1) return absl::OkStatus();
-  MARCORO_CHECK(plan.late.empty());
   message_->Clear();
   message_->set_kind(StepMessage::KIND_STEP);
   Fill(plan, message_.get());

@@ -31,9 +31,8 @@ class StepBroadcast {
   explicit StepBroadcast(Communicator* control);
   ~StepBroadcast();
 
-  bool has_peers() const { return control_->size() > 1; }
-
-  // Rank 0. In a group of one they return at once; else no token of the plan is late.
+  // Rank 0. In a group of one they return at once. Of the plan's late tokens peers hear the 0 that
+  // stands for each: their devices get them from rank 0's.
   absl::Status SendStep(const StepPlan& plan);
   // Waits until every peer has answered, so that a hung peer is noticed (DEADLINE_EXCEEDED) as well
   // as a dead one (UNAVAILABLE). To be called whenever no step was sent for the group's

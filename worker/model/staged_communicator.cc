@@ -24,4 +24,17 @@ absl::Status StagedCommunicator::GatherToRoot(absl::Span<const float> send,
   return backend_.Upload(received_.data(), receive.data(), receive.size() * sizeof(float));
 }
 
+absl::Status StagedCommunicator::BroadcastIds(absl::Span<int32_t> ids) {
+  ids_.resize(ids.size());
+  const size_t bytes = ids.size() * sizeof(int32_t);
+  if (rank() == 0) {
+    if (absl::Status status = backend_.Download(ids.data(), ids_.data(), bytes); !status.ok()) {
+      return status;
+    }
+  }
+  absl::Status status = communicator_.BroadcastIds(absl::MakeSpan(ids_));
+  if (!status.ok() || rank() == 0) return status;
+  return backend_.Upload(ids_.data(), ids.data(), bytes);
+}
+
 }  // namespace marcoro

@@ -22,6 +22,7 @@ class StagedCommunicator final : public Communicator {
   int size() const override { return communicator_.size(); }
   absl::Status AllReduceTree(absl::Span<float> data) override;
   absl::Status GatherToRoot(absl::Span<const float> send, absl::Span<float> receive) override;
+  absl::Status BroadcastIds(absl::Span<int32_t> ids) override;
   absl::Status BroadcastFromRoot(std::string* message) override {
     return communicator_.BroadcastFromRoot(message);
   }
@@ -33,6 +34,7 @@ class StagedCommunicator final : public Communicator {
   Communicator& communicator_;
   std::vector<float> sent_;
   std::vector<float> received_;
+  std::vector<int32_t> ids_;
 };
 
 }  // namespace marcoro

@@ -237,6 +237,7 @@ absl::StatusOr<Tensor> Transformer::Forward(const StepPlan& plan) {
 absl::Status Transformer::Run(const StepInput& step) {
   const Activations act = ViewActivations(static_cast<int64_t>(step.ids.size()));
 
+  if (absl::Status status = ShareIds(step); !status.ok()) return status;
   backend_.Embed(step.ids, parameters_.embedding, act.residual);
   backend_.RmsNorm(act.residual, norms_[0].attention, config_.rms_norm_epsilon, act.normed);
   for (int index = 0; index < config_.layers; ++index) {
@@ -246,6 +247,14 @@ absl::Status Transformer::Run(const StepInput& step) {
   const Tensor selected = act.selected.Rows(0, static_cast<int64_t>(step.logit_rows.size()));
   backend_.GatherRows(act.normed, step.logit_rows, selected);
   return lm_head_.Apply(selected, parameters_.lm_head);
+}
+
+// Tokens that rank 0's device sampled in the step before are known there alone. Nothing is told by
+// whether there are any, so that steps with and without are one kind to who repeats them.
+absl::Status Transformer::ShareIds(const StepInput& step) {
+  int32_t* const ids = backend_.step_ids();
+  if (ids == nullptr || communicator_.size() == 1) return absl::OkStatus();
+  return communicator_.BroadcastIds(absl::MakeSpan(ids, step.ids.size()));
 }
 
 // One transformer block. On entry `normed` holds the block's normed input, on return the next

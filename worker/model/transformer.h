@@ -63,6 +63,7 @@ class Transformer {
   void CollectSpans(const StepPlan& plan);
   // The forward pass of a step, which may have padding; the logits are lm_head_'s.
   absl::Status Run(const StepInput& step);
+  absl::Status ShareIds(const StepInput& step);
   absl::Status Layer(int index, const StepInput& step, const Activations& act);
 
   // Norms of a layer in the backend's memory, each (H).

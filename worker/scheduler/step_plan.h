@@ -37,8 +37,7 @@ struct StepPlan {
   std::vector<TokenId> tokens;          // Σ token_count
   std::vector<BlockId> blocks;          // Σ block_count
   std::vector<BlockId> blocks_to_zero;  // filled with zeros before the step
-  // Not for groups of several ranks: rank 0's device alone has sampled, and peers would need the
-  // ids on theirs before they begin.
+  // Known on rank 0 only: its device has sampled them, and passes them on to its peers' devices.
   std::vector<LateEntry> late;
 
   bool empty() const { return sequences.empty() && blocks_to_zero.empty(); }

@@ -133,9 +133,12 @@ absl::StatusOr<CheckpointDescription> DescribeCheckpoint(const std::string& dire
   description.parameters = config->parameter_count();
   AddTensors(**source, description);
   AddServing(directory, description);
-  description.kv_bytes_per_token = uint64_t{2} * static_cast<uint64_t>(config->layers) *
-                                   static_cast<uint64_t>(config->kv_heads) *
-                                   static_cast<uint64_t>(config->head_dim) * SizeOf(DType::kBF16);
+  const uint64_t kv_rows =
+      uint64_t{2} * static_cast<uint64_t>(config->layers) * static_cast<uint64_t>(config->kv_heads);
+  const auto head_dim = static_cast<uint64_t>(config->head_dim);
+  description.kv_bytes_per_token = kv_rows * head_dim * SizeOf(DType::kBF16);
+  description.kv_fp8_bytes_per_token =
+      kv_rows * (head_dim * SizeOf(DType::kF8E4M3) + sizeof(float));
   for (int degree = 1; CheckTensorParallel(*config, degree).ok(); degree *= 2) {
     description.tensor_parallel_degrees.push_back(degree);
   }

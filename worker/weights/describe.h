@@ -32,6 +32,7 @@ struct CheckpointDescription {
   uint64_t fp8_bytes = 0;
   uint64_t bf16_bytes = 0;                   // the same with BF16 linears
   uint64_t kv_bytes_per_token = 0;           // BF16 keys and values of all layers
+  uint64_t kv_fp8_bytes_per_token = 0;       // the same in FP8, with their scales
   std::vector<int> tensor_parallel_degrees;  // ascending
   std::string chat_template;                 // Jinja text; empty if there is none
   std::vector<std::string> tokenizer_files;  // those of the usual names that are present

@@ -388,6 +388,9 @@ absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const Model
       config, shard, PlanLinearDTypes(source, config, options.linear_dtype), backend);
   if (!parameters.ok()) return parameters;
   WarnOfUnquantized(*parameters, options);
+  if (options.allocated) {
+    if (absl::Status status = options.allocated(); !status.ok()) return status;
+  }
 
   const std::vector<LoadJob> jobs = PlanJobs(source, config, shard, *parameters);
   const auto norms = Norms(*parameters);

@@ -24,6 +24,10 @@ struct LoadOptions {
   // other tensors of a pre-quantized checkpoint is held as BF16 instead, and warned of.
   DType linear_dtype = DType::kF8E4M3;
 
+  // Called once, when there is memory for all of the shard and nothing has been read: a failure is
+  // the load's. May be empty.
+  std::function<absl::Status()> allocated;
+
   // Called as loading goes on, one call at a time, from any of the backend's threads: stored bytes
   // read so far, and how many will be. The last call has done == total. May be empty.
   std::function<void(uint64_t done, uint64_t total)> progress;

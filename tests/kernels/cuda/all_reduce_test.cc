@@ -1,5 +1,3 @@
-// Several ranks that run at the same time: in the emulator its fibers, on a GPU streams of the one
-// device that the test has.
 #include "kernels/cuda/all_reduce.h"
 
 #include <algorithm>
@@ -16,111 +14,10 @@
 #include "kernels/cuda/ops.h"
 #include "tests/kernels/compare.h"
 #include "tests/kernels/cuda/device_matrix.h"
+#include "tests/kernels/cuda/rank_group.h"
 
 namespace marcoro::cuda {
 namespace {
-
-constexpr uint64_t kLongTime = 10'000'000'000;  // nanoseconds
-#ifdef MARCORO_SIMT
-constexpr uint64_t kShortTime = 2'000;  // looks at the clock
-#else
-constexpr uint64_t kShortTime = 50'000'000;
-// Kernels that wait for kernels which are queued later must not wait for their code too.
-const int eager = setenv("CUDA_MODULE_LOADING", "EAGER", 1);
-#endif
-
-struct GroupShape {
-  int ranks = 2;
-  int most_blocks = 2;
-  int slot_elements = 1024;
-  uint64_t patience = kLongTime;
-};
-
-// The memory of a group's ranks: slots that nobody wrote are NaN.
-class Group {
- public:
-  explicit Group(const GroupShape& shape) : shape_(shape) {
-    const size_t head = HeadBytes();
-    for (int rank = 0; rank < shape.ranks; ++rank) {
-      memory_.emplace_back(PeerMemoryBytes(shape.ranks, shape.most_blocks, shape.slot_elements));
-      memory_.back().CopyFrom(std::vector<uint8_t>(head, 0));
-      auto pinned = AllocatePinned(sizeof(uint32_t));
-      CheckDevice(pinned.status());
-      failures_.push_back(static_cast<uint32_t*>(*pinned));
-      *failures_.back() = 0;
-#ifndef MARCORO_SIMT
-      auto stream = CreateStream();
-      CheckDevice(stream.status());
-      streams_.push_back(*stream);
-#endif
-    }
-  }
-  ~Group() {
-    for (uint32_t* failure : failures_) FreePinned(failure);
-#ifndef MARCORO_SIMT
-    for (const Stream stream : streams_) DestroyStream(stream);
-#endif
-  }
-  Group(const Group&) = delete;
-  Group& operator=(const Group&) = delete;
-
-  PeerMemory OfRank(int rank) const {
-    PeerMemory peers = {.rank = rank,
-                        .ranks = shape_.ranks,
-                        .most_blocks = shape_.most_blocks,
-                        .slot_elements = shape_.slot_elements,
-                        .patience = shape_.patience,
-                        .grace = kShortTime / 10,
-                        .failure = failures_[static_cast<size_t>(rank)]};
-    for (int peer = 0; peer < shape_.ranks; ++peer) {
-      peers.memory[peer] = reinterpret_cast<char*>(memory_[static_cast<size_t>(peer)].data());
-    }
-    return peers;
-  }
-
-  // Queues body(stream, peers) for every rank of which `comes` is not false, and waits.
-  void Run(const std::function<void(Stream, const PeerMemory&)>& body,
-           const std::vector<bool>& comes = {}) const {
-    std::vector<int> ranks;
-    for (int rank = 0; rank < shape_.ranks; ++rank) {
-      if (comes.empty() || comes[static_cast<size_t>(rank)]) ranks.push_back(rank);
-    }
-#ifdef MARCORO_SIMT
-    std::vector<std::function<void()>> devices;
-    for (const int rank : ranks) {
-      devices.push_back([&body, this, rank] { body(Stream(), OfRank(rank)); });
-    }
-    simt::LaunchTogether(devices);
-#else
-    for (const int rank : ranks) body(streams_[static_cast<size_t>(rank)], OfRank(rank));
-    for (const int rank : ranks) CheckDevice(Synchronize(streams_[static_cast<size_t>(rank)]));
-#endif
-  }
-
-  uint32_t failure(int rank) const { return *failures_[static_cast<size_t>(rank)]; }
-  std::vector<uint8_t> MemoryOf(int rank) const {
-    return memory_[static_cast<size_t>(rank)].ToHost();
-  }
-  // As after so many exchanges that their number is about to begin anew.
-  void SetNumbersToTheLargest() {
-    for (auto& memory : memory_) {
-      std::vector<uint8_t> head(HeadBytes(), 0xff);
-      std::fill_n(head.begin(), HeadBytes(0), uint8_t{0});
-      memory.CopyFrom(head);
-    }
-  }
-
- private:
-  size_t HeadBytes(int blocks) const { return PeerMemoryBytes(shape_.ranks, blocks, 0); }
-  size_t HeadBytes() const { return HeadBytes(shape_.most_blocks); }
-
-  const GroupShape shape_;
-  std::vector<DeviceArray<uint8_t>> memory_;
-  std::vector<uint32_t*> failures_;
-#ifndef MARCORO_SIMT
-  std::vector<Stream> streams_;
-#endif
-};
 
 using Vector = std::vector<float>;
 
@@ -351,6 +248,60 @@ TEST(CudaAllReduceTest, RootGathersSideBySide) {
   }
 }
 
+std::vector<int32_t> Ids(int rank, size_t count) {
+  std::vector<int32_t> ids(count);
+  for (size_t i = 0; i < count; ++i) ids[i] = static_cast<int32_t>(i * 37 + 1) * (rank + 1);
+  return ids;
+}
+
+std::vector<DeviceArray<int32_t>> IdsOfRanks(int ranks, size_t count) {
+  std::vector<DeviceArray<int32_t>> ids;
+  for (int rank = 0; rank < ranks; ++rank) ids.emplace_back(Ids(rank, count));
+  return ids;
+}
+
+TEST(CudaAllReduceTest, EveryRankGetsTheIdsOfRankZero) {
+  for (const int ranks : {2, 4, 8}) {
+    for (const size_t count : {1u, 255u, 1024u, 3001u}) {
+      SCOPED_TRACE(::testing::Message() << ranks << " ranks, " << count << " ids");
+      InSeveralThreadOrders([&] {
+        const Group group({.ranks = ranks});
+        const auto ids = IdsOfRanks(ranks, count);
+        const auto more = IdsOfRanks(ranks, count);
+        const auto sums = Messages(ranks, count);
+        group.Run([&](Stream stream, const PeerMemory& peers) {
+          // Ranks that only receive run ahead: what follows finds its slots free all the same.
+          const auto rank = static_cast<size_t>(peers.rank);
+          BroadcastIds(stream, peers, ids[rank].data(), static_cast<int64_t>(count));
+          AllReduceTree(stream, peers, sums[rank].data(), static_cast<int64_t>(count));
+          BroadcastIds(stream, peers, more[rank].data(), static_cast<int64_t>(count));
+        });
+        for (size_t rank = 0; rank < ids.size(); ++rank) {
+          EXPECT_EQ(ids[rank].ToHost(), Ids(0, count)) << "rank " << rank;
+          EXPECT_EQ(more[rank].ToHost(), Ids(0, count)) << "rank " << rank;
+        }
+        ExpectSums(sums, ExpectedSum(ranks, count));
+      });
+    }
+  }
+}
+
+// A table is looked up with them all the same.
+TEST(CudaAllReduceTest, IdsAreZerosOnceARankHasNotCome) {
+  constexpr size_t kCount = 2600;
+  const Group group({.ranks = 4, .patience = kShortTime});
+  const auto ids = IdsOfRanks(4, kCount);
+  group.Run(
+      [&](Stream stream, const PeerMemory& peers) {
+        BroadcastIds(stream, peers, ids[static_cast<size_t>(peers.rank)].data(), kCount);
+      },
+      {true, true, false, true});
+  for (const int rank : {0, 1, 3}) {
+    EXPECT_EQ(group.failure(rank), 3u);
+    EXPECT_EQ(ids[static_cast<size_t>(rank)].ToHost(), std::vector<int32_t>(kCount, 0));
+  }
+}
+
 // The numbers of exchanges live in device memory.
 TEST(CudaAllReduceTest, ACapturedSumIsRepeated) {
   constexpr size_t kCount = 2600;
@@ -374,6 +325,31 @@ TEST(CudaAllReduceTest, ACapturedSumIsRepeated) {
       graphs[static_cast<size_t>(peers.rank)].Launch(stream);
     });
     ExpectSums(messages, ExpectedSum(4, kCount, round));
+  }
+}
+
+// As a captured step begins.
+TEST(CudaAllReduceTest, ACapturedBroadcastTakesTheIdsOfEachRepetition) {
+  constexpr size_t kCount = 300;
+  const Group group({.ranks = 4});
+  auto ids = IdsOfRanks(4, kCount);
+  std::vector<Graph> graphs;
+  for (int rank = 0; rank < 4; ++rank) {
+    auto graph = CaptureGraph(TestStream(), [&] {
+      BroadcastIds(TestStream(), group.OfRank(rank), ids[static_cast<size_t>(rank)].data(), kCount);
+      return absl::OkStatus();
+    });
+    CheckDevice(graph.status());
+    graphs.push_back(*std::move(graph));
+  }
+  for (int round = 0; round < 3; ++round) {
+    for (int rank = 0; rank < 4; ++rank) {
+      ids[static_cast<size_t>(rank)].CopyFrom(Ids(10 * round + rank, kCount));
+    }
+    group.Run([&](Stream stream, const PeerMemory& peers) {
+      graphs[static_cast<size_t>(peers.rank)].Launch(stream);
+    });
+    for (const auto& of_rank : ids) EXPECT_EQ(of_rank.ToHost(), Ids(10 * round, kCount));
   }
 }
 

@@ -113,6 +113,31 @@ TEST_P(CommunicatorTest, BroadcastReplacesTheMessageByThatOfRankZero) {
   });
 }
 
+TEST_P(CommunicatorTest, IdsBecomeThoseOfRankZero) {
+  OnEachRank([&](Communicator& communicator) {
+    for (const size_t count : {0, 1, 255, 5000}) {
+      std::vector<int32_t> expected(count);
+      for (size_t i = 0; i < count; ++i) expected[i] = static_cast<int32_t>(i * 31);
+      std::vector<int32_t> ids(count, -1);
+      if (communicator.rank() == 0) ids = expected;
+      const absl::Status status = communicator.BroadcastIds(absl::MakeSpan(ids));
+      ASSERT_TRUE(status.ok()) << status;
+      EXPECT_EQ(ids, expected) << count << " ids on rank " << communicator.rank();
+    }
+  });
+}
+
+TEST(Communicator, ADifferentNumberOfIdsIsAnError) {
+  LocalKeyStore keys;
+  RunInThreads(2, [&](int rank) {
+    auto communicator = Connect("shared-memory", rank, 2, keys, kTimeout);
+    ASSERT_TRUE(communicator.ok());
+    std::vector<int32_t> ids(rank == 0 ? 3 : 4);
+    EXPECT_EQ((*communicator)->BroadcastIds(absl::MakeSpan(ids)).code(),
+              rank == 0 ? absl::StatusCode::kOk : absl::StatusCode::kInternal);
+  });
+}
+
 // As an engine uses it: a plan, many sums, the logits; thousands of them, so that a race between
 // slots would show.
 TEST_P(CommunicatorTest, MixedOperationsInAnyOrderStayApart) {
@@ -137,6 +162,22 @@ TEST_P(CommunicatorTest, MixedOperationsInAnyOrderStayApart) {
       }
     }
   });
+}
+
+// Not Gloo's: that knows only when it waits.
+TEST(SharedMemoryCommunicator, SaysWhichPeerIsGoneWithoutWaitingForIt) {
+  LocalKeyStore keys;
+  std::unique_ptr<Communicator> ranks[4];
+  RunInThreads(4, [&](int rank) {
+    auto communicator = Connect("shared-memory", rank, 4, keys, kTimeout);
+    ASSERT_TRUE(communicator.ok()) << communicator.status();
+    ranks[rank] = *std::move(communicator);
+  });
+  for (const auto& rank : ranks) EXPECT_EQ(rank->CheckPeers(), absl::OkStatus());
+  ranks[2].reset();
+  for (const int rank : {0, 1, 3}) {
+    EXPECT_EQ(ranks[rank]->CheckPeers(), absl::UnavailableError("rank 2 is gone"));
+  }
 }
 
 std::string TestName(const testing::TestParamInfo<std::tuple<std::string, int>>& test) {

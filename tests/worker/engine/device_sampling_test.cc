@@ -1,14 +1,10 @@
-// A backend's own sampler changes no request's tokens, log-probabilities or end: whole lives of an
-// engine with it and without. MARCORO_TEST_SEED replays a failing life, MARCORO_TEST_LIVES runs
-// more of them.
-//
-// The model is a table: the logits after a token are that token's row.
+// A backend's own sampler changes no request's tokens, log-probabilities or end, in a group of any
+// size: whole lives of an engine with it and without. MARCORO_TEST_SEED replays a failing life,
+// MARCORO_TEST_LIVES runs more of them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <functional>
-#include <limits>
 #include <map>
 #include <memory>
 #include <random>
@@ -19,91 +15,14 @@
 
 #include "kernels/token_sampler.h"
 #include "tests/kernels/cuda/device_backends.h"
+#include "tests/worker/engine/table_model.h"
 #include "tests/worker/engine/test_group.h"
 #include "worker/engine/engine.h"
-#include "worker/engine/step_executor.h"
 
 namespace marcoro {
 namespace {
 
-constexpr int32_t kVocabulary = 60;
 constexpr int32_t kContext = 96;
-constexpr int32_t kMostTokens = 64;  // of a step
-// What comes after these is broken.
-constexpr TokenId kNotANumber = 57, kInfinite = 58, kNoChance = 59;
-
-std::vector<float> TableOfLogits() {
-  std::mt19937 random(5);
-  std::normal_distribution<float> normal(0, 2.5f);
-  std::vector<float> table(kVocabulary * kVocabulary);
-  for (float& logit : table) logit = normal(random);
-  const auto row = [&](TokenId token) { return table.begin() + token * kVocabulary; };
-  *(row(kNotANumber) + 11) = std::numeric_limits<float>::quiet_NaN();
-  *(row(kInfinite) + 11) = std::numeric_limits<float>::infinity();
-  std::fill_n(row(kNoChance), kVocabulary, -std::numeric_limits<float>::infinity());
-  // Rare, so that most requests live on.
-  for (TokenId token = 0; token < kVocabulary; ++token) {
-    for (TokenId broken = kNotANumber; broken <= kNoChance; ++broken) {
-      *(row(token) + broken) -= token < kNotANumber ? 6 : 0;
-    }
-  }
-  return table;
-}
-
-class TableExecutor final : public StepExecutor {
- public:
-  explicit TableExecutor(Backend& backend)
-      : backend_(backend),
-        table_(Allocate(kVocabulary)),
-        after_(Allocate(kMostTokens)),
-        logits_(Allocate(kMostTokens)) {
-    const std::vector<float> table = TableOfLogits();
-    EXPECT_TRUE(backend.Upload(table.data(), table_.data(), table_.bytes()).ok());
-  }
-
-  absl::StatusOr<Tensor> Execute(const StepPlan& plan) override {
-    during_step(++steps_);
-    late_tokens += static_cast<int>(plan.late.size());
-    const auto tokens = static_cast<int64_t>(plan.tokens.size());
-    backend_.BeginStep({.ids = plan.tokens, .sequences = {}, .logit_rows = {}});
-    const Tensor after = View(after_, tokens);
-    if (tokens > 0) backend_.Embed(plan.tokens, View(table_, kVocabulary), after);
-    int64_t end = 0;
-    int64_t rows = 0;
-    const Tensor logits = View(logits_, kMostTokens);
-    for (const SequenceStep& step : plan.sequences) {
-      end += step.token_count;
-      if (step.logit_rows == 0) continue;
-      backend_.CopyMatrix(after.Rows(end - step.logit_rows, step.logit_rows),
-                          logits.Rows(rows, step.logit_rows));
-      rows += step.logit_rows;
-    }
-    return logits.Rows(0, rows);
-  }
-  bool takes_late_tokens() const override { return true; }
-  // Time goes on without steps too.
-  absl::Status Heartbeat() override {
-    during_step(++steps_);
-    return absl::OkStatus();
-  }
-
-  std::function<void(int)> during_step;
-  int late_tokens = 0;  // in all plans
-
- private:
-  Buffer Allocate(int64_t rows) {
-    return *backend_.Allocate(static_cast<size_t>(rows * kVocabulary) * sizeof(float));
-  }
-  static Tensor View(const Buffer& buffer, int64_t rows) {
-    return Tensor(buffer.data(), DType::kF32, rows, kVocabulary);
-  }
-
-  Backend& backend_;
-  const Buffer table_;
-  const Buffer after_;  // each token of the step
-  const Buffer logits_;
-  int steps_ = 0;
-};
 
 // Requests, and what becomes of them from outside.
 struct Event {
@@ -115,7 +34,7 @@ struct Event {
 class RandomLife {
  public:
   explicit RandomLife(uint64_t seed) : random_(seed) {
-    for (int i = 0; i < 24; ++i) shared_.push_back(Draw(0, kNotANumber - 1));
+    for (int i = 0; i < 24; ++i) shared_.push_back(Draw(0, kAfterwardsNan - 1));
   }
 
   int Draw(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_); }
@@ -128,8 +47,8 @@ class RandomLife {
     return {.kv_blocks = Pick({6, 9, 100}),
             .context_length = kContext,
             .max_sequences_per_step = Pick({2, 6, 20}),
-            .max_tokens_per_step = Pick({9, 30, kMostTokens}),
-            .max_logit_rows_per_step = Pick({7, 20, kMostTokens}),
+            .max_tokens_per_step = Pick({9, 30, kMostTableTokens}),
+            .max_logit_rows_per_step = Pick({7, 20, kMostTableTokens}),
             .prefix_cache = Chance(0.7)};
   }
   std::vector<Event> Events() {
@@ -145,7 +64,7 @@ class RandomLife {
  private:
   std::vector<TokenId> Tokens(int low, int high) {
     std::vector<TokenId> tokens(static_cast<size_t>(Draw(low, high)));
-    for (TokenId& token : tokens) token = Draw(0, kNotANumber - 1);
+    for (TokenId& token : tokens) token = Draw(0, kAfterwardsNan - 1);
     return tokens;
   }
   EngineRequest Request();
@@ -185,7 +104,8 @@ EngineRequest RandomLife::Request() {
     request.prompt.assign(shared_.begin(), shared_.begin() + Draw(1, 24));
   }
   for (const TokenId token : Tokens(1, 12)) request.prompt.push_back(token);
-  if (Chance(0.03)) request.prompt.back() = Pick({kNotANumber, kInfinite, kNoChance});
+  if (Chance(0.03))
+    request.prompt.back() = Pick({kAfterwardsNan, kAfterwardsInfinite, kAfterwardsNothing});
   request.max_tokens = Chance(0.1) ? 0 : Draw(1, 60);
   if (request.max_tokens > 3 && Chance(0.2)) request.generated = Tokens(1, 3);
   request.priority = Draw(-1, 1);
@@ -198,11 +118,11 @@ EngineRequest RandomLife::Request() {
 // Runs an engine on this thread until everything has ended.
 class Life {
  public:
-  Life(Backend& backend, const SchedulerOptions& scheduler, bool on_device)
-      : executor_(backend),
+  Life(Backend& backend, const SchedulerOptions& scheduler, bool on_device, int ranks = 1)
+      : executor_(backend, ranks),
         engine_({.scheduler = scheduler,
                  .heartbeat_interval = absl::Milliseconds(1),
-                 .vocabulary = on_device ? kVocabulary : 0},
+                 .vocabulary = on_device ? kTableVocabulary : 0},
                 backend, executor_),
         sink_(std::make_shared<EndingSink>(this)) {}
 
@@ -270,11 +190,14 @@ int FromEnvironment(const char* name, int otherwise) {
   return value == nullptr ? otherwise : std::atoi(value);
 }
 
-class DeviceSamplingTest : public testing::TestWithParam<std::string> {};
+// By the number of ranks.
+class DeviceSamplingTest : public testing::TestWithParam<int> {};
 
 TEST_P(DeviceSamplingTest, GivesEveryRequestWhatTheProcessorGivesIt) {
   const int first_seed = FromEnvironment("MARCORO_TEST_SEED", 1);
-  const int lives = FromEnvironment("MARCORO_TEST_LIVES", 12);
+  const int ranks = GetParam();
+  const int usual_lives = ranks == 1 ? 12 : 8 / ranks;
+  const int lives = FromEnvironment("MARCORO_TEST_LIVES", usual_lives);
   EngineSnapshot totals;
   int late_tokens = 0;
   for (int seed = first_seed; seed < first_seed + lives; ++seed) {
@@ -285,7 +208,7 @@ TEST_P(DeviceSamplingTest, GivesEveryRequestWhatTheProcessorGivesIt) {
     const auto backend = MakeDeviceBackend(/*threads=*/1);
     ASSERT_TRUE(backend.ok()) << backend.status();
     const auto expected = Life(**backend, scheduler, /*on_device=*/false).Run(events);
-    Life life(**backend, scheduler, /*on_device=*/true);
+    Life life(**backend, scheduler, /*on_device=*/true, ranks);
     const auto found = life.Run(events);
     for (const auto& [id, completion] : expected) {
       SCOPED_TRACE("request " + std::to_string(id));
@@ -314,29 +237,66 @@ TEST_P(DeviceSamplingTest, GivesEveryRequestWhatTheProcessorGivesIt) {
     totals.finished_cancelled += snapshot.finished_cancelled;
     totals.finished_error += snapshot.finished_error;
   }
-  if (lives < 12) return;
-  EXPECT_GT(totals.scheduler.preemptions, 10u) << "or the lives prove nothing about them";
-  EXPECT_GT(late_tokens, 500);
-  EXPECT_GT(totals.finished_stop, 20u);
-  EXPECT_GT(totals.finished_length, 20u);
-  EXPECT_GT(totals.finished_cancelled, 5u);
-  EXPECT_GT(totals.finished_error, 5u);
+  if (lives < usual_lives) return;
+  // Of a life, on average.
+  const auto least = [&](double number) { return static_cast<uint64_t>(number * usual_lives); };
+  EXPECT_GT(totals.scheduler.preemptions, least(0.8)) << "or the lives prove nothing about them";
+  EXPECT_GT(static_cast<uint64_t>(late_tokens), least(40));
+  EXPECT_GT(totals.finished_stop, least(1.6));
+  EXPECT_GT(totals.finished_length, least(1.6));
+  EXPECT_GT(totals.finished_cancelled, least(0.4));
+  EXPECT_GT(totals.finished_error, least(0.4));
 }
 
 // Or nothing above would be about it.
 TEST_P(DeviceSamplingTest, TheBackendHasASamplerOfItsOwn) {
   const auto backend = MakeDeviceBackend(/*threads=*/1);
   ASSERT_TRUE(backend.ok()) << backend.status();
-  const TokenSamplerLimits limits = {.slots = 4, .rows = 8, .vocabulary = kVocabulary};
+  const TokenSamplerLimits limits = {.slots = 4, .rows = 8, .vocabulary = kTableVocabulary};
   EXPECT_NE(*(*backend)->MakeTokenSampler(limits), nullptr);
   TokenSamplerLimits too_large = limits;
   too_large.vocabulary = (int64_t{1} << 20) + 1;
   EXPECT_EQ(*(*backend)->MakeTokenSampler(too_large), nullptr);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, DeviceSamplingTest, testing::ValuesIn(DeviceBackendNames()),
-                         [](const auto& test) { return test.param; });
+class DeviceSamplingGroupTest : public testing::TestWithParam<int> {};
+
+TEST_P(DeviceSamplingGroupTest, ALostPeerEndsTheEngineAndWhatRunsInIt) {
+  const auto backend = MakeDeviceBackend(/*threads=*/1);
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  TableExecutor executor(**backend, /*ranks=*/GetParam(), /*steps_of_peers=*/5);
+  Engine engine(
+      {.scheduler = {.kv_blocks = 20, .context_length = kContext}, .vocabulary = kTableVocabulary},
+      **backend, executor);
+  const auto sink = std::make_shared<Collector>();
+  EngineRequest request;
+  request.sink = sink;
+  request.client_id = 1;
+  request.prompt = {1, 2};
+  request.max_tokens = 50;
+  request.sampling.temperature = 0;
+  engine.Submit(request);
+  const absl::Status status = engine.Run();
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_GE(executor.late_tokens, 4) << "or none was under way";
+  const Completion completion = sink->Now(1);
+  EXPECT_EQ(completion.error, EndError::kDraining);
+  EXPECT_GE(completion.tokens.size(), 4u);
+}
+
+std::vector<int> OfADevice(const std::vector<int>& ranks) {
+  return DeviceBackendNames().empty() ? std::vector<int>() : ranks;
+}
+
+std::string Name(const testing::TestParamInfo<int>& test) {
+  return "tp" + std::to_string(test.param);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, DeviceSamplingTest, testing::ValuesIn(OfADevice({1, 2, 4})), Name);
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(DeviceSamplingTest);
+INSTANTIATE_TEST_SUITE_P(Ranks, DeviceSamplingGroupTest, testing::ValuesIn(OfADevice({2, 4})),
+                         Name);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(DeviceSamplingGroupTest);
 
 }  // namespace
 }  // namespace marcoro

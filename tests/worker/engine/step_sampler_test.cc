@@ -5,16 +5,20 @@
 
 #include <limits>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "kernels/token_sampler.h"
+#include "spdlog/sinks/ringbuffer_sink.h"
+#include "spdlog/spdlog.h"
 #include "worker/engine/device_step_sampler.h"
 
 namespace marcoro {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 constexpr int64_t kVocabulary = 4;
@@ -128,6 +132,34 @@ TEST_F(StepSamplerTest, WhatTheBackendsSamplerRefusesTheProcessorDoes) {
   EXPECT_THAT(Sample({2, 1}), ElementsAre(kLikeliest, kOfSlot));
   EXPECT_THAT(Sample({1}), ElementsAre(kOfSlot));
   EXPECT_TRUE(sampler_->holds_tokens());
+}
+
+// While it lives, what is logged is kept instead.
+class KeptLog {
+ public:
+  KeptLog() : sink_(std::make_shared<spdlog::sinks::ringbuffer_sink_mt>(100)) {
+    spdlog::set_default_logger(std::make_shared<spdlog::logger>("test", sink_));
+  }
+  ~KeptLog() { spdlog::set_default_logger(before_); }
+  std::vector<std::string> lines() const { return sink_->last_formatted(); }
+
+ private:
+  const std::shared_ptr<spdlog::logger> before_ = spdlog::default_logger();
+  const std::shared_ptr<spdlog::sinks::ringbuffer_sink_mt> sink_;
+};
+
+TEST_F(StepSamplerTest, RefusalsAreLoggedEverMoreRarely) {
+  const KeptLog log;
+  EngineRequest refused = Greedy();
+  refused.sampling.top_k = 7;
+  for (SequenceId id = 1; id <= 100; ++id) {
+    sampler_->Open(id, refused);
+    EXPECT_THAT(Sample({id}), ElementsAre(kLikeliest));
+    EXPECT_THAT(Sample({id}), ElementsAre(kLikeliest));  // known to be refused
+    sampler_->Close(id);
+  }
+  ASSERT_EQ(log.lines().size(), 7u);  // 1, 2, 4, … 64
+  EXPECT_THAT(log.lines().back(), HasSubstr("64 sequence(s) so far: no seven"));
 }
 
 TEST_F(StepSamplerTest, SlotsOfThoseThatWaitAreTakenAndOpenedAgainWithAllTokens) {

@@ -56,7 +56,6 @@ class SlowExecutor final : public StepExecutor {
     absl::SleepFor(delay_);
     return executor_.Execute(plan);
   }
-  bool takes_late_tokens() const override { return executor_.takes_late_tokens(); }
   absl::Status Heartbeat() override { return executor_.Heartbeat(); }
 
  private:

@@ -47,6 +47,7 @@ void ExpectEqual(const StepPlan& received, const StepPlan& sent) {
     EXPECT_EQ(received.sequences[i].logit_rows, sent.sequences[i].logit_rows);
   }
   EXPECT_EQ(received.tokens, sent.tokens);
+  EXPECT_TRUE(received.late.empty()) << "rank 0's matter";
   EXPECT_EQ(received.blocks, sent.blocks);
   EXPECT_EQ(received.blocks_to_zero, sent.blocks_to_zero);
 }
@@ -67,7 +68,9 @@ TEST_P(StepBroadcastTest, PeersReceivePlansHeartbeatsAndShutdownInOrder) {
   const StepPlan empty;
   StepPlan only_zeroing;
   only_zeroing.blocks_to_zero = {5};
-  const StepPlan decode = PlanOf(3, 1, 4);
+  StepPlan decode = PlanOf(3, 1, 4);
+  decode.tokens[1] = 0;  // which stands for a token that rank 0's device alone knows
+  decode.late = {{.index = 1, .id = 1001}};
   const StepPlan large = PlanOf(256, 1, 256);
   const StepPlan prefill = PlanOf(2, 512, 33);
   const StepPlan* const plans[] = {&empty, &only_zeroing, &decode, &large, &prefill};

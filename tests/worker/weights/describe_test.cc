@@ -37,6 +37,7 @@ TEST(Describe, Tiny) {
   EXPECT_EQ(tiny->fp8_bytes, 2u * (46'080 + 608 * 4) + 2 * 65'536 * 2 + 5 * 64 * 4);
   EXPECT_EQ(tiny->bf16_bytes, 2u * 46'080 * 2 + 2 * 65'536 * 2 + 5 * 64 * 4);
   EXPECT_EQ(tiny->kv_bytes_per_token, 2u * 2 * 2 * 16 * 2);
+  EXPECT_EQ(tiny->kv_fp8_bytes_per_token, 2u * 2 * 2 * (16 + 4));
   EXPECT_THAT(tiny->tensor_parallel_degrees, ElementsAre(1, 2));
   EXPECT_THAT(tiny->chat_template, HasSubstr("### Instruction:"));
   EXPECT_THAT(tiny->tokenizer_files,

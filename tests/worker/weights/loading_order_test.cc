@@ -118,5 +118,22 @@ TEST_F(LoadingOrder, EveryRowOfAWeightIsAskedForBeforeItIsRead) {
   }
 }
 
+// What will not fit beside a shard need not wait for it.
+TEST(LoadingAllocated, IsAskedOnceWhenNothingHasBeenReadAndItsFailureIsTheLoads) {
+  const auto backend = CreateBackend({.name = "reference"});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  RecordingSource source(Config());
+  int calls = 0;
+  LoadOptions options;
+  options.allocated = [&] {
+    ++calls;
+    return absl::ResourceExhaustedError("missing 1 MB");
+  };
+  EXPECT_EQ(LoadParameters(source, Config(), {}, options, **backend).status(),
+            absl::ResourceExhaustedError("missing 1 MB"));
+  EXPECT_EQ(calls, 1);
+  EXPECT_TRUE(source.read.empty());
+}
+
 }  // namespace
 }  // namespace marcoro
