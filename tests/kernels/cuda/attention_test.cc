@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/ops.h"
 #include "tests/kernels/compare.h"
@@ -18,8 +19,10 @@ namespace {
 // Large enough for every normally distributed value in these tests.
 constexpr float kLargestValue = 5;
 
+enum class Blocks { kOneByOne, kAllAtOnce };
+
 // The output of the step's chunks, row by row, then of its padding.
-Matrix Attend(const Problem& problem, const Step& step) {
+Matrix Attend(const Problem& problem, const Step& step, Blocks blocks = Blocks::kOneByOne) {
   const Cache cache = FillCache(problem, step);
   const StepArrays arrays = Upload(step, cache);
   Matrix q(DType::kBF16, arrays.view.rows, problem.q.columns(), 2);
@@ -34,15 +37,23 @@ Matrix Attend(const Problem& problem, const Step& step) {
   const DeviceMatrix out(Matrix(DType::kBF16, arrays.view.rows, problem.q.columns(), 4));
   const DeviceArray<uint8_t> scratch(
       AttentionScratchBytes(problem.shape, arrays.view.rows, arrays.view.context));
-  Attention(TestStream(), device_q.view(), problem.shape, arrays.view,
-            {.data = device_cache.data(),
-             .blocks = static_cast<int32_t>(cache.table.size()) + 3,
-             .kv_heads = problem.shape.kv_heads,
-             .head_dim = problem.shape.head_dim,
-             .format = problem.format},
-            out.view(), scratch.data());
+  const auto launch = [&] {
+    Attention(TestStream(), device_q.view(), problem.shape, arrays.view,
+              {.data = device_cache.data(),
+               .blocks = static_cast<int32_t>(cache.table.size()) + 3,
+               .kv_heads = problem.shape.kv_heads,
+               .head_dim = problem.shape.head_dim,
+               .format = problem.format},
+              out.view(), scratch.data());
+  };
+  if (blocks == Blocks::kAllAtOnce) {
+    WithAllBlocksAtOnce(launch);
+  } else {
+    launch();
+  }
   Matrix result = out.ToHost();
   EXPECT_TRUE(result.PaddingIsIntact());
+  EXPECT_THAT(arrays.arrivals.ToHost(), ::testing::Each(0));
   return result;
 }
 
@@ -262,6 +273,20 @@ TEST(CudaAttentionSplitsTest, LongAndShortSequencesShareAStep) {
         EXPECT_NEAR(row.At(0, h * 16 + c), exact[c], kBf16Ulp * kLargestValue);
       }
     }
+  }
+}
+
+// Which block is the last to leave its part of a sequence, and merges all of them, is chance. Runs
+// of splits here begin and end inside blocks, or have several blocks between.
+TEST(CudaAttentionSplitsTest, BitsDoNotDependOnWhichBlockMerges) {
+  for (const KvFormat format : {KvFormat::kActivation, KvFormat::kFp8}) {
+    const Problem problem({4, 2, 16, 0}, {2600, 700, 600, 3}, 1, format);
+    const Step step = {{{0, 2599, 1}, {1, 698, 2}, {2, 599, 1}, {3, 2, 1}}, 1, 1, 4096};
+    const Matrix expected = Attend(problem, step);
+    InSeveralThreadOrders([&] {
+      EXPECT_TRUE(BitwiseEqual(expected, Attend(problem, step)));
+      EXPECT_TRUE(BitwiseEqual(expected, Attend(problem, step, Blocks::kAllAtOnce)));
+    });
   }
 }
 
