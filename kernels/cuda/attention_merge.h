@@ -4,7 +4,9 @@
 // another, and no second launch for the first. Which one that is depends on timing, what it
 // computes does not: it reads all parts again, its own included. A warp takes a query row, a lane
 // four of its dimensions; sixteen parts are asked for before the first is merged, all of them for a
-// context of 4096 that has the GPU for itself: one trip to the second-level cache.
+// context of 4096 that has the GPU for itself: one trip to the second-level cache. One warp that
+// works alone is slow, so what does not depend on a dimension, where a part is and its factors, is
+// found for all sixteen at a time, each by a lane.
 #pragma once
 
 #include "kernels/cuda/attention_pieces.h"
@@ -19,10 +21,10 @@ namespace marcoro::cuda {
 // where the run begins: only one run begins in a block and does not end there, its last.
 MARCORO_DEVICE bool IsLastOfRun(const AttentionTask& task, const Shares& shares, PieceRange run,
                                 const SharedArray<uint32_t>& answer) {
+  const int first = shares.Owner(run.begin);
+  const auto others = static_cast<uint32_t>(shares.Owner(run.end - 1) - first);
   SyncBlock();
   if (ThreadIndex() == 0) {
-    const int first = shares.Owner(run.begin);
-    const auto others = static_cast<uint32_t>(shares.Owner(run.end - 1) - first);
     uint32_t* counter = task.step.arrivals + first;
     const bool last = Arrive(counter) == others;
     if (last) *counter = 0;  // for the next kernel
@@ -32,86 +34,91 @@ MARCORO_DEVICE bool IsLastOfRun(const AttentionTask& task, const Shares& shares,
   return answer.Load(0) != 0;
 }
 
-struct SplitPart {
-  float max;
-  float sum;
-  Float4 out;
+// The parts of a run: what the block where it begins has merged already, then the pieces of the
+// blocks behind it.
+struct RunParts {
+  int first_block;
+  int first_piece;  // of the blocks behind it
+  int count;
+
+  MARCORO_DEVICE RunParts(const Shares& shares, PieceRange run)
+      : first_block(shares.Owner(run.begin)),
+        first_piece(shares.Begin(first_block + 1)),
+        count(1 + run.end - first_piece) {}
+
+  // The number of a part among all that there is room for.
+  MARCORO_DEVICE int NumberOf(const AttentionTask& task, const Shares& shares, int part) const {
+    if (part == 0) return first_block * task.most_splits;
+    const int piece = first_piece + part - 1;
+    const int block = shares.Owner(piece);
+    return block * task.most_splits + 1 + piece - shares.Begin(block);
+  }
 };
 
+inline constexpr int kMergedAtOnce = 16;
 inline constexpr int kLaneDims = 4;
 
+// The largest value of the lanes up to the caller's, of which the first kMergedAtOnce count.
+MARCORO_DEVICE float MaxUpToLane(float value) {
+  MARCORO_UNROLL_LOOP
+  for (int step = 1; step < kMergedAtOnce; step *= 2) {
+    const float before = Shuffle(value, Lane() < step ? Lane() : Lane() - step);
+    value = Max(value, before);
+  }
+  return value;
+}
+
+// One of the 16 query rows of a run, as a warp merges it: a lane's dimensions.
 struct MergedRow {
   float max = Lowest();
   float sum = 0;
   Float4 out = {{0, 0, 0, 0}};
 
-  MARCORO_DEVICE void Add(const SplitPart& part) {
-    const MergeFactors factors = FactorsOf(max, part.max);
-    max = factors.max;
-    sum = Merge(factors, sum, part.sum);
+  // Adds `count` parts of the row, at most kMergedAtOnce; lane i < count passes the i-th's number.
+  // What is missing of kMergedAtOnce is as a split of which nothing is seen.
+  template <int kDims>
+  MARCORO_DEVICE void Add(const AttentionTask& task, int number, int count, int row) {
+    constexpr int64_t kFloats = PartialFloats(kDims);
+    const int dim = Lane() * kLaneDims < kDims ? Lane() * kLaneDims : 0;
+    const float* outs_of_first = task.partials + row * kDims + dim;
+    Float4 outs[kMergedAtOnce];
     MARCORO_UNROLL_LOOP
-    for (int i = 0; i < kLaneDims; ++i) {
-      out.value[i] = Merge(factors, out.value[i], part.out.value[i]);
+    for (int i = 0; i < kMergedAtOnce; ++i) {
+      const float* from = outs_of_first + Shuffle(number, i) * kFloats;
+      outs[i] = {{0, 0, 0, 0}};
+      if (i < count) outs[i] = *reinterpret_cast<const Float4*>(from);
     }
+    const float* mine = task.partials + number * kFloats + kQueryTileRows * kDims + row;
+    float part_max = Lowest();
+    float part_sum = 0;
+    if (Lane() < count) {
+      part_max = mine[0];
+      part_sum = mine[kQueryTileRows];
+    }
+    const float until = Max(max, MaxUpToLane(part_max));
+    const float before = Shuffle(until, Lane() == 0 ? 0 : Lane() - 1);
+    const MergeFactors factors = FactorsOf(Lane() == 0 ? max : before, part_max);
+    MARCORO_UNROLL_LOOP
+    for (int i = 0; i < kMergedAtOnce; ++i) {
+      const MergeFactors of = {0, Shuffle(factors.first, i), Shuffle(factors.second, i)};
+      sum = Merge(of, sum, Shuffle(part_sum, i));
+      MARCORO_UNROLL_LOOP
+      for (int e = 0; e < kLaneDims; ++e) out.value[e] = Merge(of, out.value[e], outs[i].value[e]);
+    }
+    max = Shuffle(until, kMergedAtOnce - 1);
   }
 };
 
 template <int kDims>
-MARCORO_DEVICE SplitPart LoadPart(const float* partial, int row) {
-  SplitPart part = {
-      partial[kQueryTileRows * kDims + row], partial[kQueryTileRows * (kDims + 1) + row], {}};
-  const int dim = Lane() * kLaneDims;
-  if (dim < kDims) part.out = *reinterpret_cast<const Float4*>(partial + row * kDims + dim);
-  return part;
-}
-
-// Walks over the parts of a run: what the block where it begins has merged already, then the pieces
-// of the blocks behind it.
-class PartCursor {
- public:
-  MARCORO_DEVICE PartCursor(const Shares& shares, PieceRange run)
-      : shares_(shares), block_(shares.Owner(run.begin)) {
-    left_ = 1 + run.end - shares.Begin(block_ + 1);
-  }
-
-  MARCORO_DEVICE int left() const { return left_; }
-  MARCORO_DEVICE int block() const { return block_; }
-  MARCORO_DEVICE int slot() const { return slot_; }
-  MARCORO_DEVICE void Advance() {
-    const bool ends_block =
-        slot_ == 0 || slot_ == shares_.Begin(block_ + 1) - shares_.Begin(block_);
-    block_ += ends_block ? 1 : 0;
-    slot_ = ends_block ? 1 : slot_ + 1;
-    --left_;
-  }
-
- private:
-  const Shares& shares_;
-  int block_;
-  int slot_ = 0;
-  int left_;
-};
-
-// The run's parts of one of its 16 query rows.
-template <int kDims>
-MARCORO_DEVICE MergedRow MergeParts(const AttentionTask& task, const Shares& shares, PieceRange run,
-                                    int row) {
-  constexpr int kBatch = 16;
+MARCORO_DEVICE MergedRow MergeRow(const AttentionTask& task, const Shares& shares,
+                                  const RunParts& parts, int row) {
   MergedRow merged;
-  PartCursor at(shares, run);
-  while (at.left() > 0) {
-    const int count = at.left() < kBatch ? at.left() : kBatch;
-    SplitPart parts[kBatch];
-    MARCORO_UNROLL_LOOP
-    for (int i = 0; i < kBatch; ++i) {
-      if (i >= count) continue;
-      parts[i] = LoadPart<kDims>(PartialOf(task, at.block(), at.slot()), row);
-      at.Advance();
-    }
-    MARCORO_UNROLL_LOOP
-    for (int i = 0; i < kBatch; ++i) {
-      if (i < count) merged.Add(parts[i]);
-    }
+  MARCORO_KEEP_LOOP
+  for (int first = 0; first < parts.count; first += kMergedAtOnce) {
+    const int left = parts.count - first;
+    const int count = left < kMergedAtOnce ? left : kMergedAtOnce;
+    const int mine = Lane() < count ? first + Lane() : first;
+    merged.Add<kDims>(task, parts.NumberOf(task, shares, mine), count, row);
   }
   return merged;
 }
@@ -121,9 +128,10 @@ template <int kDims>
 MARCORO_DEVICE void MergeRun(const AttentionTask& task, const Shares& shares, const Run& run) {
   const int left = run.sequence.query_rows - run.first_row;
   const int rows = left < kQueryTileRows ? left : kQueryTileRows;
+  const RunParts parts(shares, run.pieces);
   MARCORO_KEEP_LOOP
   for (int row = Warp(); row < rows; row += BlockThreads() / kWarpThreads) {
-    const MergedRow merged = MergeParts<kDims>(task, shares, run.pieces, row);
+    const MergedRow merged = MergeRow<kDims>(task, shares, parts, row);
     const float inverse = Divide(1.0f, merged.sum);
     const int token = (run.first_row + row) / task.group;
     const int head = run.kv_head * task.group + (run.first_row + row) % task.group;

@@ -149,16 +149,16 @@ TEST_P(CudaAttentionTest, AgreesWithTheFormula) {
 
 // Chunks of every length begin and end beside the edges of 16s, of tiles and of splits.
 TEST_P(CudaAttentionTest, BitsDoNotDependOnChunksOrCompany) {
-  const Problem problem = ProblemOf({330, 40, 300});
+  const Problem problem = ProblemOf({290, 30, 262});
   const Matrix whole = Attend(problem, Whole(problem));
   const std::vector<Step> steps = {
-      {{{0, 0, 1}, {1, 39, 1}, {2, 299, 1}}},
+      {{{0, 0, 1}, {1, 29, 1}, {2, 261, 1}}},
       {{{0, 255, 1}}},
       {{{0, 256, 1}}},
       {{{2, 257, 1}, {0, 63, 1}, {1, 15, 1}, {0, 64, 1}}},
-      {{{0, 253, 5}, {1, 0, 40}}},
-      {{{0, 16, 47}, {2, 200, 90}, {0, 329, 1}}, 3},
-      {{{2, 100, 200}, {0, 0, 120}}, 0, 2, 1000, 300, 7},
+      {{{0, 253, 5}, {1, 0, 30}}},
+      {{{0, 16, 47}, {2, 200, 62}, {0, 289, 1}}, 3},
+      {{{2, 100, 130}, {0, 0, 120}}, 0, 2, 1000, 300, 7},
   };
   for (size_t i = 0; i < steps.size(); ++i) {
     const Matrix out = Attend(problem, steps[i]);
@@ -173,7 +173,7 @@ TEST_P(CudaAttentionTest, WhatIsNotVisibleDoesNotMatterNotEvenNan) {
   const int32_t length = shape().window == 100 ? 150 : 90;
   const Problem clean = ProblemOf({length});
   const Matrix expected = Attend(clean, Whole(clean));
-  for (const int32_t bad : {0, 15, 41, 64, 88}) {
+  for (const int32_t bad : {0, 41, 64, 88}) {
     SCOPED_TRACE(bad);
     for (const bool in_values : {false, true}) {
       Problem problem = clean;
@@ -258,9 +258,9 @@ TEST(CudaAttentionErrorTest, ScoresFarApartDoNotOverflow) {
 
 // More splits than are merged at a time; the blocks that share them begin inside sequences.
 TEST(CudaAttentionSplitsTest, LongAndShortSequencesShareAStep) {
-  const Problem problem({2, 1, 16, 0}, {3000, 5, 700, 256, 257, 1});
-  Step step = {{{0, 2999, 1}, {1, 4, 1}, {2, 699, 1}, {3, 255, 1}, {4, 256, 1}, {5, 0, 1}}};
-  step.context = 4096;
+  const Problem problem({2, 1, 16, 0}, {6000, 5, 700, 256, 257, 1});
+  Step step = {{{0, 5999, 1}, {1, 4, 1}, {2, 699, 1}, {3, 255, 1}, {4, 256, 1}, {5, 0, 1}}};
+  step.context = 8192;
   const Matrix together = Attend(problem, step);
   for (size_t i = 0; i < step.chunks.size(); ++i) {
     const Chunk& chunk = step.chunks[i];
