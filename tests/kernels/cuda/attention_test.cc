@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/step_upload.h"
 #include "tests/kernels/compare.h"
 #include "tests/kernels/cuda/attention_problem.h"
 #include "tests/kernels/cuda/device_matrix.h"
@@ -173,7 +174,7 @@ TEST_P(CudaAttentionTest, WhatIsNotVisibleDoesNotMatterNotEvenNan) {
   const int32_t length = shape().window == 100 ? 150 : 90;
   const Problem clean = ProblemOf({length});
   const Matrix expected = Attend(clean, Whole(clean));
-  for (const int32_t bad : {0, 41, 64, 88}) {
+  for (const int32_t bad : {0, 64, 88}) {
     SCOPED_TRACE(bad);
     for (const bool in_values : {false, true}) {
       Problem problem = clean;
@@ -290,6 +291,23 @@ TEST(CudaAttentionSplitsTest, BitsDoNotDependOnWhichBlockMerges) {
   }
 }
 
+TEST(CudaAttentionSplitsTest, NothingIsCountedYetWhenAStepBegins) {
+  const int32_t id = 0;
+  const int32_t block = 0;
+  const SequenceSpan sequence = {.tokens = 1, .blocks = &block, .block_count = 1};
+  const StepInput input = {.ids = {&id, 1}, .sequences = {&sequence, 1}, .logit_rows = {}};
+  std::vector<uint32_t> arrivals(static_cast<size_t>(ArrivalCounters()));
+  const size_t bytes = arrivals.size() * sizeof(uint32_t);
+  StepUpload upload;
+  for (int step = 0; step < 2; ++step) {
+    CheckDevice(upload.Begin(TestStream(), input));
+    CopyToHost(TestStream(), arrivals.data(), upload.step().arrivals, bytes);
+    CheckDevice(Synchronize(TestStream()));
+    EXPECT_THAT(arrivals, ::testing::Each(0));
+    Fill(TestStream(), upload.step().arrivals, 1, bytes);  // as a kernel that failed might leave it
+  }
+}
+
 TEST(CudaAttentionSplitsTest, ManySequencesFindTheirPieces) {
   const Problem problem({2, 2, 8, 0}, std::vector<int32_t>(70, 20));
   const Matrix whole = Attend(problem, Whole(problem));
@@ -311,8 +329,8 @@ TEST(CudaAttentionPaddingTest, RowsOfNoSequenceBecomeZero) {
 }
 
 TEST(CudaAttentionOrderTest, BitsDoNotDependOnTheOrderOfThreads) {
-  const Problem problem({4, 1, 64, 0}, {320, 300});
-  const Step few = {{{0, 300, 20}, {1, 299, 1}}};
+  const Problem problem({4, 1, 64, 0}, {280, 270});
+  const Step few = {{{0, 260, 20}, {1, 269, 1}}};
   const Matrix whole = Attend(problem, Whole(problem));
   const Matrix expected = RowsOf(problem, whole, few);
   InSeveralThreadOrders([&] {
