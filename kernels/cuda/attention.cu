@@ -24,8 +24,7 @@ bool Splits(const AttentionShape& shape, KvFormat format) {
 // Two on each multiprocessor, but not more than there can be pieces of work (attention_pieces.h).
 int64_t SplitBlocks(const AttentionShape& shape, int64_t rows, int64_t splits) {
   const int64_t tiles = DivideUp(shape.heads / shape.kv_heads, kQueryTileRows);
-  return std::min<int64_t>(2 * LimitsOfDevice().multiprocessors,
-                           rows * tiles * shape.kv_heads * splits);
+  return std::clamp<int64_t>(rows * tiles * shape.kv_heads * splits, 1, ArrivalCounters());
 }
 
 // Where blocks of 128 query rows would leave multiprocessors idle, sequences of up to
@@ -39,6 +38,8 @@ int SplitRows(const AttentionShape& shape, KvFormat format, int64_t rows) {
 }
 
 }  // namespace
+
+int ArrivalCounters() { return 2 * LimitsOfDevice().multiprocessors; }
 
 size_t AttentionScratchBytes(const AttentionShape& shape, int64_t rows, int64_t context) {
   if (!Splits(shape, KvFormat::kActivation) && !Splits(shape, KvFormat::kFp8)) return 0;
@@ -72,10 +73,10 @@ void Attention(Stream stream, const Tensor& q, const AttentionShape& shape, cons
       .split_blocks = static_cast<int>(SplitBlocks(shape, step.rows, splits)),
       .most_splits = static_cast<int>(splits),
       .partials = static_cast<float*>(scratch)};
-  const bool has_work = step.most_tokens > 0 && splits > 0;
-  if (has_work && task.split_rows > 0) AttendSplits(stream, task);
-  if (has_work && step.most_tokens * task.group > task.split_rows) AttendWalks(stream, task);
-  MergeSplits(stream, task);
+  if (task.split_rows > 0) AttendSplits(stream, task);
+  if (task.split_rows == 0 || step.most_tokens * task.group > task.split_rows) {
+    AttendWalks(stream, task);
+  }
 }
 
 }  // namespace marcoro::cuda

@@ -37,16 +37,15 @@ struct AttentionTask {
   float scale = 0;  // log2(e) / sqrt(head_dim)
   // Sequences of at most so many query rows are attention_split.cu's.
   int split_rows = 0;
-  int split_blocks = 0;  // that share its work
+  int split_blocks = 0;  // that share its work; at most ArrivalCounters()
   int most_splits = 0;   // of a sequence
   float* partials = nullptr;
 };
 
-// The three parts of an attention, to be launched in this order, the first two if they can have
-// work. The last merges what the first left in `partials` and clears padding rows.
+// The two parts of an attention, to be launched in this order: the first if split_rows > 0, the
+// second if it can have work. Padding rows are cleared by the first, without it by the second.
 void AttendSplits(Stream stream, const AttentionTask& task);
 void AttendWalks(Stream stream, const AttentionTask& task);
-void MergeSplits(Stream stream, const AttentionTask& task);
 
 // Shared memory that attention_split.cu needs; 0 if it does not take heads of so many dimensions.
 int SplitSharedBytes(int head_dim, KvFormat format);
@@ -95,6 +94,21 @@ MARCORO_DEVICE Visible SeenByAny(const AttentionTask& task, const QuerySequence&
                                  int first, int last) {
   return {VisibleFrom(sequence.first_position + first / task.group, task.window).low,
           sequence.first_position + last / task.group};
+}
+
+// The first padding row, from `row` on, of those that fall to this block: every GridX()-th; the
+// step's number of rows if there is none.
+MARCORO_DEVICE int FindPadding(const AttentionTask& task, int row) {
+  while (row < task.step.rows && task.step.positions[row] >= 0) row += GridX();
+  return row;
+}
+
+// Clears the outputs of padding rows, from the given one on.
+MARCORO_DEVICE void ClearPadding(const AttentionTask& task, int row) {
+  for (; row < task.step.rows; row = FindPadding(task, row + GridX())) {
+    uint16_t* out = task.out + row * task.out_stride;
+    for (int i = ThreadIndex(); i < task.heads * task.head_dim; i += BlockThreads()) out[i] = 0;
+  }
 }
 
 // A piece of work, of which each sequence of a step has some.

@@ -10,6 +10,12 @@
 
 namespace marcoro::cuda {
 
+// Pieces [begin, end).
+struct PieceRange {
+  int begin;
+  int end;
+};
+
 // How pieces are dealt to blocks.
 struct Shares {
   int quotient;
@@ -18,6 +24,7 @@ struct Shares {
   MARCORO_DEVICE int Begin(int block) const {
     return block * quotient + (block < rest ? block : rest);
   }
+  MARCORO_DEVICE PieceRange Pieces(int block) const { return {Begin(block), Begin(block + 1)}; }
   MARCORO_DEVICE int Owner(int piece) const {
     const int large = rest * (quotient + 1);
     return piece < large ? piece / (quotient + 1) : rest + (piece - large) / quotient;
@@ -56,6 +63,28 @@ MARCORO_DEVICE int PiecesBefore(const AttentionTask& task, int sequence) {
 MARCORO_DEVICE Shares DealPieces(const AttentionTask& task) {
   const int pieces = PiecesBefore(task, task.step.sequences);
   return {pieces / task.split_blocks, pieces % task.split_blocks};
+}
+
+// The pieces of 16 query rows.
+struct Run {
+  PieceRange pieces;
+  int first_split;
+  QuerySequence sequence;
+  int kv_head;
+  int first_row;  // of the sequence's query rows
+};
+
+// The run that a piece belongs to. Called by whole warps.
+MARCORO_DEVICE Run FindRun(const AttentionTask& task, int piece) {
+  const Work work = FindWork(task.step.sequences, piece, [&](int s) { return Pieces(task, s); });
+  const SplitCounts counts = CountSplits(task, work.sequence);
+  const int run = work.piece / counts.splits;
+  const int begin = piece - work.piece % counts.splits;
+  return {{begin, begin + counts.splits},
+          counts.first_split,
+          SequenceOf(task, work.sequence),
+          run / counts.tiles,
+          run % counts.tiles * kQueryTileRows};
 }
 
 // Where a block leaves what is to be merged: slot 0 is for query rows that begin in this block,

@@ -4,8 +4,13 @@
 // this order. Two blocks for each multiprocessor take equal runs of them, so neither ragged lengths
 // nor a context that is shorter than the launch was sized for leave multiprocessors idle. A block
 // that has all splits of some query rows merges them in registers and writes the output. Otherwise
-// it leaves what it has for MergeSplits, which goes on in the same order: the block with the first
-// splits leaves them merged, the others one by one.
+// it leaves what it has: the block with the first splits leaves them merged, the others one by one,
+// and the last block to do so merges all in the same order (attention_merge.h).
+//
+// What a step's arrays say, and keys and values of earlier steps, no kernel of the step writes: a
+// block asks for them while the kernel ahead still runs, so that the trips to memory for lengths,
+// block tables and most of the first piece overlap with it. Only the tile that the step wrote to,
+// and the queries, are waited for.
 //
 // A piece of 128 dimensions is 128 KB. Its keys and half of its values are asked for at once, 96 KB
 // (26 KB for each multiprocessor hide the latency), the rest when the keys have been read; another
@@ -18,6 +23,7 @@
 #include "kernels/cuda/attention_bf16.h"
 #include "kernels/cuda/attention_copy.h"
 #include "kernels/cuda/attention_fp8.h"
+#include "kernels/cuda/attention_merge.h"
 #include "kernels/cuda/attention_pieces.h"
 #include "kernels/cuda/attention_tile.h"
 #include "kernels/cuda/device/dependent_launch.h"
@@ -33,7 +39,8 @@ constexpr int PairsOfWarp(int dims) { return (dims / kDepth + kWarps - 1) / kWar
 
 // Shared memory: six tiles (four of keys, two of values; then the other two of values where keys
 // were), probabilities (16, 256), the rows' largest scores in each tile. In FP8 also the rows' sums
-// of probabilities in each tile, and the scales of keys and values.
+// of probabilities in each tile, and the scales of keys and values. At the end a word that tells
+// all threads what one of them has found out.
 template <typename Element, int kDims>
 struct SplitMemory {
   static constexpr int kTiles = 6;
@@ -42,7 +49,8 @@ struct SplitMemory {
   static constexpr int kMaxima = kProbabilities + kQueryTileRows * kRow * 2;
   static constexpr int kSums = kMaxima + kSplitTiles * kQueryTileRows * 4;
   static constexpr int kScales = kSums + kSplitTiles * kQueryTileRows * 4;
-  static constexpr int kBytes = kIsCode<Element> ? kScales + 2 * kSplitPositions * 4 : kSums;
+  static constexpr int kAnswer = kIsCode<Element> ? kScales + 2 * kSplitPositions * 4 : kSums;
+  static constexpr int kBytes = kAnswer + 16;
 
   MARCORO_DEVICE static SharedArray<Element> Keys(int t) {
     return {t * TileBytes<Element>(kDims), TileElements<Element>(kDims)};
@@ -61,6 +69,7 @@ struct SplitMemory {
     return {kScales + t * kTilePositions * 4, kTilePositions};
   }
   MARCORO_DEVICE static SharedArray<float> ValueScales(int t) { return KeyScales(kSplitTiles + t); }
+  MARCORO_DEVICE static SharedArray<uint32_t> Answer() { return {kAnswer, 1}; }
 };
 
 template <typename Element, int kDims, int kPairs>
@@ -103,21 +112,45 @@ class SplitPiece {
     if (loaded_.high >= begin_ + kSplitPositions) loaded_.high = begin_ + kSplitPositions - 1;
   }
 
+  // Asks for the keys and the first values: for those of earlier steps at once, for the others when
+  // the kernel ahead has written them.
+  MARCORO_DEVICE void BeginCopies() const {
+    SyncBlock();  // nobody reads the piece before this one any more
+    MARCORO_KEEP_LOOP
+    for (int step = 0; step < 2; ++step) {
+      const bool old = step == 0;
+      if (!old) WaitForKernelAhead();
+      if (Seen(Warp()) && IsOld(Warp()) == old) CopyKeys(Warp());
+      CommitCopies();
+      MARCORO_KEEP_LOOP
+      for (int t = 0; t < 2; ++t) {
+        if (IsOld(t) == old) CopyValues(t);
+      }
+      CommitCopies();
+    }
+  }
+
+  // Behind BeginCopies.
   MARCORO_DEVICE void Compute(const uint32_t (&queries)[kDims / kDepth][4],
                               RunningSplit<kPairs>& split) const {
     split.Clear();
-    if (loaded_.low > loaded_.high) return;
-    SyncBlock();  // nobody reads the piece before this one any more
-    const int mine = Warp();
-    if (Seen(mine)) CopyKeys(mine);
-    CommitCopies();
-    CopyValues(0, 2);
-    WaitCopies<1>();
+    if (loaded_.low > loaded_.high) {
+      WaitCopies<0>();
+      return;
+    }
+    // Of the four groups, the keys' is the first or the third.
+    if (IsOld(Warp())) {
+      WaitCopies<3>();
+    } else {
+      WaitCopies<1>();
+    }
     SyncWarp();
     float scores[kScoreTiles][4];
     StoreMaxima(queries, scores);
     SyncBlock();  // the maxima are there, and nobody reads keys any more
-    CopyValues(2, 4);
+    MARCORO_KEEP_LOOP
+    for (int t = 2; t < kSplitTiles; ++t) CopyValues(t);
+    CommitCopies();
     StoreProbabilities(scores);
     MARCORO_KEEP_LOOP
     for (int t = 0; t < kSplitTiles; ++t) {
@@ -133,6 +166,10 @@ class SplitPiece {
   MARCORO_DEVICE bool Seen(int t) const {
     return Overlap({Begin(t), Begin(t) + kTilePositions - 1}, loaded_);
   }
+  // Whether all of the tile was written before this step.
+  MARCORO_DEVICE bool IsOld(int t) const {
+    return Begin(t) + kTilePositions <= sequence_.first_position;
+  }
 
   // Asks for the keys of the warp's tile; in FP8 also for the scales of its keys and values.
   MARCORO_DEVICE void CopyKeys(int t) const {
@@ -146,15 +183,10 @@ class SplitPiece {
     }
   }
 
-  // Asks for the values of tiles [from, to).
-  MARCORO_DEVICE void CopyValues(int from, int to) const {
-    MARCORO_KEEP_LOOP
-    for (int t = from; t < to; ++t) {
-      if (!Seen(t)) continue;
-      CopyTile<kDims, kThreads>(task_, sequence_.blocks, ValuesOf<Element>(task_, kv_head_, 0),
-                                Begin(t), loaded_, ThreadIndex(), Memory::Values(t));
-    }
-    CommitCopies();
+  MARCORO_DEVICE void CopyValues(int t) const {
+    if (!Seen(t)) return;
+    CopyTile<kDims, kThreads>(task_, sequence_.blocks, ValuesOf<Element>(task_, kv_head_, 0),
+                              Begin(t), loaded_, ThreadIndex(), Memory::Values(t));
   }
 
   // Computes the scores of the warp's tile, and tells their maxima.
@@ -284,54 +316,71 @@ class SplitPiece {
 };
 
 template <typename Element, int kDims>
+MARCORO_DEVICE void LoadAllQueries(const AttentionTask& task, const QueryTile& tile,
+                                   uint32_t (&queries)[kDims / kDepth][4]) {
+  MARCORO_UNROLL_LOOP
+  for (int depth = 0; depth < kDims / kDepth; ++depth) {
+    if constexpr (kIsCode<Element>) {
+      LoadQueriesForCodes(task, tile, depth, queries[depth]);
+    } else {
+      LoadQueries(task, tile, depth, queries[depth]);
+    }
+  }
+}
+
+// Merges, if nothing of them is missing, the runs that a block has not all of: the one that it
+// ended with, `run`, and the one that it began with.
+template <typename Element, int kDims>
+MARCORO_DEVICE void MergeSharedRuns(const AttentionTask& task, const Shares& shares, Run run) {
+  const PieceRange mine = shares.Pieces(BlockIndexX());
+  MARCORO_KEEP_LOOP
+  while (true) {
+    const bool shared = run.pieces.begin < mine.begin || run.pieces.end > mine.end;
+    if (shared && IsLastOfRun(task, shares, run.pieces, SplitMemory<Element, kDims>::Answer())) {
+      MergeRun<kDims>(task, shares, run);
+    }
+    if (run.pieces.begin <= mine.begin) return;
+    run = FindRun(task, mine.begin);
+  }
+}
+
+template <typename Element, int kDims>
 MARCORO_KERNEL(kThreads, 2)
 AttendSplitsKernel(AttentionTask task) {
   LaunchDependents();
-  WaitForKernelAhead();
-  constexpr int kPairs = PairsOfWarp(kDims);
+  const int padding = FindPadding(task, BlockIndexX());
   const Shares shares = DealPieces(task);
-  const int begin = shares.Begin(BlockIndexX());
-  const int end = shares.Begin(BlockIndexX() + 1);
-  Work work = {-1, 0};
-  RunningSplit<kPairs> total;
+  const PieceRange mine = shares.Pieces(BlockIndexX());
+  Run run = {};
+  RunningSplit<PairsOfWarp(kDims)> total;
   total.Clear();
-  for (int piece = begin; piece < end; ++piece) {
-    ++work.piece;
-    if (work.sequence < 0 || work.piece == Pieces(task, work.sequence)) {
-      work = FindWork(task.step.sequences, piece, [&](int s) { return Pieces(task, s); });
-    }
-    const SplitCounts counts = CountSplits(task, work.sequence);
-    const int run = work.piece / counts.splits;
-    const int split_of_run = work.piece % counts.splits;
-    const int kv_head = run / counts.tiles;
-    const QuerySequence sequence = SequenceOf(task, work.sequence);
-    const QueryTile tile =
-        MakeQueryTile(task, sequence, kv_head, run % counts.tiles * kQueryTileRows);
+  MARCORO_KEEP_LOOP
+  for (int piece = mine.begin; piece < mine.end; ++piece) {
+    if (piece == mine.begin || piece == run.pieces.end) run = FindRun(task, piece);
+    const QueryTile tile = MakeQueryTile(task, run.sequence, run.kv_head, run.first_row);
+    const SplitPiece<Element, kDims> current(task, run.sequence, tile, run.kv_head,
+                                             run.first_split + piece - run.pieces.begin);
+    current.BeginCopies();
     uint32_t queries[kDims / kDepth][4];
-    MARCORO_UNROLL_LOOP
-    for (int depth = 0; depth < kDims / kDepth; ++depth) {
-      if constexpr (kIsCode<Element>) {
-        LoadQueriesForCodes(task, tile, depth, queries[depth]);
-      } else {
-        LoadQueries(task, tile, depth, queries[depth]);
-      }
-    }
-    RunningSplit<kPairs> split;
-    SplitPiece<Element, kDims>(task, sequence, tile, kv_head, counts.first_split + split_of_run)
-        .Compute(queries, split);
-
-    if (piece - split_of_run < begin) {
-      StorePartial<Element, kDims>(split, PartialOf(task, BlockIndexX(), 1 + piece - begin));
+    LoadAllQueries<Element, kDims>(task, tile, queries);
+    RunningSplit<PairsOfWarp(kDims)> split;
+    current.Compute(queries, split);
+    if (run.pieces.begin < mine.begin) {
+      const int slot = 1 + piece - mine.begin;
+      StorePartial<Element, kDims>(split, PartialOf(task, BlockIndexX(), slot));
       continue;
     }
-    if (split_of_run == 0) total.Clear();
+    if (piece == run.pieces.begin) total.Clear();
     MergeInto(total, split);
-    if (split_of_run == counts.splits - 1) {
+    if (piece == run.pieces.end - 1) {
       StoreRows<Element, kDims>(task, tile, 0, Warp(), kWarps, total);
-    } else if (piece == end - 1) {
+    } else if (piece == mine.end - 1) {
       StorePartial<Element, kDims>(total, PartialOf(task, BlockIndexX(), 0));
     }
   }
+  WaitForKernelAhead();  // of blocks that have no piece
+  if (mine.begin < mine.end) MergeSharedRuns<Element, kDims>(task, shares, run);
+  ClearPadding(task, padding);
 }
 
 template <typename Element, int kDims>

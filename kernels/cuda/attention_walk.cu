@@ -270,6 +270,9 @@ MARCORO_KERNEL(kThreads, 1)
 AttendWalksKernel(AttentionTask task) {
   LaunchDependents();
   WaitForKernelAhead();
+  if (task.split_rows == 0 && BlockIndexY() == 0) {
+    ClearPadding(task, FindPadding(task, BlockIndexX()));
+  }
   const Work work = FindWork(task.step.sequences, GridX() - 1 - BlockIndexX(), [&](int s) {
     const int rows = QueryRows(task, s);
     return rows <= task.split_rows ? 0 : (rows + kBlockRows - 1) / kBlockRows;
@@ -289,7 +292,7 @@ void LaunchWalks(Stream stream, const AttentionTask& task) {
   const int64_t blocks = rows / kBlockRows + (sequences < most ? sequences : most);
   const int slices = (task.head_dim + ValueDims<Element>(kDims) - 1) / ValueDims<Element>(kDims);
   Launch(stream,
-         {.grid_x = static_cast<int>(blocks),
+         {.grid_x = static_cast<int>(blocks > 0 ? blocks : 1),
           .grid_y = task.kv_heads * slices,
           .threads = kThreads,
           .shared_bytes = Tiles<Element, kDims>::kBytes,

@@ -32,7 +32,13 @@ struct DeviceStep {
   // a position at or beyond the context.
   int most_tokens = 0;
   int context = 0;
+  // ArrivalCounters() of them, all 0. A kernel that counts with them makes them 0 again; and they
+  // are 0 at the beginning of each step, whatever became of the one before.
+  uint32_t* arrivals = nullptr;
 };
+
+// By which the blocks of a kernel find out which of them is the last to be done with something.
+int ArrivalCounters();
 
 // *architecture, in device memory, becomes what the kernels were compiled for: 800 is sm_80, 0 the
 // emulator.
@@ -92,7 +98,9 @@ void RopeAndStoreKv(Stream stream, const Tensor& qkv, const Tensor& rope,
 // The largest head dimension that the kernels take.
 inline constexpr int kMostHeadDim = 256;
 
-// As Backend::Attention; padding rows become 0. `scratch` has AttentionScratchBytes.
+// As Backend::Attention; padding rows become 0. `scratch` has AttentionScratchBytes. Where kernels
+// overlap, keys and values before a sequence's first position are read while the kernel ahead runs:
+// earlier steps wrote them, and the copy that brought the step came between.
 size_t AttentionScratchBytes(const AttentionShape& shape, int64_t rows, int64_t context);
 void Attention(Stream stream, const Tensor& q, const AttentionShape& shape, const DeviceStep& step,
                const KvCacheLayer& cache, const Tensor& out, void* scratch);

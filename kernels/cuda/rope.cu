@@ -3,9 +3,10 @@
 // Neighbouring lanes read neighbouring 16 bytes and write neighbouring 8. Products are rounded
 // before they are added, as in every other backend.
 //
-// A row of 48 heads of 128 is 768 threads in 6 blocks, so that one token is one trip to memory, and
-// a prompt is bound by its bytes: 24 KB read and 12 KB written a row, with two loads of 16 bytes
-// under way in each of 2048 threads of a multiprocessor.
+// A row of 48 heads of 128 is 768 threads in 6 blocks, so that one token is one trip to memory (the
+// table, and what the step's arrays say, no kernel of the step writes: they are asked for while the
+// kernel ahead still runs), and a prompt is bound by its bytes: 24 KB read and 12 KB written a row,
+// with two loads of 16 bytes under way in each of 2048 threads of a multiprocessor.
 //
 // In FP8 the threads of a head are neighbouring lanes, a power of two of them, that find the head's
 // largest element together; each writes four codes at a time.
@@ -47,33 +48,44 @@ struct HeadPart {
   Float4 second;
 };
 
-MARCORO_DEVICE HeadPart Rotate(const HeadPart& in, const Float4& cosine, const Float4& sine) {
+struct Rotation {
+  Float4 cosine;
+  Float4 sine;
+};
+
+MARCORO_DEVICE HeadPart Rotate(const HeadPart& in, const Rotation& by) {
   HeadPart out;
   MARCORO_UNROLL_LOOP
   for (int e = 0; e < kVector; ++e) {
     const float a = in.first.value[e];
     const float b = in.second.value[e];
-    out.first.value[e] = Subtract(Multiply(a, cosine.value[e]), Multiply(b, sine.value[e]));
-    out.second.value[e] = Add(Multiply(b, cosine.value[e]), Multiply(a, sine.value[e]));
+    out.first.value[e] = Subtract(Multiply(a, by.cosine.value[e]), Multiply(b, by.sine.value[e]));
+    out.second.value[e] = Add(Multiply(b, by.cosine.value[e]), Multiply(a, by.sine.value[e]));
   }
   return out;
 }
 
-// The elements of a thread, from the i-th of each half of a head on, rotated where they are to be.
-MARCORO_DEVICE HeadPart LoadPart(const RopeRows& rows, int64_t row, int position, int head, int i) {
+MARCORO_DEVICE bool IsValue(const RopeRows& rows, int head) {
+  return head >= rows.heads + rows.kv_heads;
+}
+
+// How a thread's elements, from the i-th of each half of a head on, are rotated, if they are.
+MARCORO_DEVICE Rotation LoadRotation(const RopeRows& rows, int position, int head, int i) {
+  if (IsValue(rows, head)) return {};
+  const int half = rows.head_dim / 2;
+  const float* table = rows.rope + position * rows.rope_stride + i;
+  return {LoadFour(table, half - i, rows.aligned), LoadFour(table + half, half - i, rows.aligned)};
+}
+
+// Those elements, rotated where they are to be.
+MARCORO_DEVICE HeadPart LoadPart(const RopeRows& rows, int64_t row, int head, int i,
+                                 const Rotation& rotation) {
   const int half = rows.head_dim / 2;
   const int left = half - i;
   const float* from = rows.qkv + row * rows.qkv_stride + int64_t{head} * rows.head_dim + i;
   const HeadPart part = {LoadFour(from, left, rows.aligned),
                          LoadFour(from + half, left, rows.aligned)};
-  if (head >= rows.heads + rows.kv_heads) return part;
-  const float* table = rows.rope + position * rows.rope_stride + i;
-  return Rotate(part, LoadFour(table, left, rows.aligned),
-                LoadFour(table + half, left, rows.aligned));
-}
-
-MARCORO_DEVICE bool IsValue(const RopeRows& rows, int head) {
-  return head >= rows.heads + rows.kv_heads;
+  return IsValue(rows, head) ? part : Rotate(part, rotation);
 }
 
 // Where the block of a position of the row's sequence holds a key's or value's KV head.
@@ -101,18 +113,19 @@ MARCORO_DEVICE uint16_t* Destination(const RopeRows& rows, int64_t row, int posi
 
 MARCORO_KERNEL(kThreads, 1) RopeKernel(RopeRows rows) {
   LaunchDependents();
-  WaitForKernelAhead();
   const int64_t row = BlockIndexX();
   const int thread = BlockIndexY() * kThreads + ThreadIndex();
   const int head = thread / rows.head_threads;
   const int position = rows.positions[row];
-  if (head >= rows.heads + 2 * rows.kv_heads || position < 0) return;
+  if (head >= rows.heads + 2 * rows.kv_heads || position < 0) return WaitForKernelAhead();
   const int half = rows.head_dim / 2;
   const int i = thread % rows.head_threads * kVector;
   const int left = half - i;
 
-  const HeadPart part = LoadPart(rows, row, position, head, i);
+  const Rotation rotation = LoadRotation(rows, position, head, i);
   uint16_t* to = Destination(rows, row, position, head) + i;
+  WaitForKernelAhead();
+  const HeadPart part = LoadPart(rows, row, head, i, rotation);
   StoreFourBf16(to, part.first, left, rows.aligned);
   StoreFourBf16(to + half, part.second, left, rows.aligned);
 }
@@ -161,19 +174,21 @@ MARCORO_DEVICE void StoreFourCodes(const Float4& four, float scale, int left, bo
 
 MARCORO_KERNEL(kThreads, 1) RopeFp8Kernel(RopeRows rows) {
   LaunchDependents();
-  WaitForKernelAhead();
   const int64_t row = BlockIndexX();
   const int thread = BlockIndexY() * kThreads + ThreadIndex();
   const int head = thread / rows.head_threads;
   const int position = rows.positions[row];
-  if (position < 0) return;
+  if (position < 0) return WaitForKernelAhead();
   const int half = rows.head_dim / 2;
   const int i = thread % rows.head_threads * kVector;
   const int left = half - i;
   const bool exists = head < rows.heads + 2 * rows.kv_heads && left > 0;
 
+  Rotation rotation = {};
+  if (exists) rotation = LoadRotation(rows, position, head, i);
+  WaitForKernelAhead();
   HeadPart part = {};
-  if (exists) part = LoadPart(rows, row, position, head, i);
+  if (exists) part = LoadPart(rows, row, head, i, rotation);
   const float scale = ScaleOf(LargestMagnitude(rows, part));
   if (!exists) return;
   if (head < rows.heads) {

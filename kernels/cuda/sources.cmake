@@ -5,7 +5,6 @@ set(marcoro_cuda_kernels
   kernels/cuda/all_reduce_rms_norm.cu
   kernels/cuda/architecture.cu
   kernels/cuda/attention.cu
-  kernels/cuda/attention_merge.cu
   kernels/cuda/attention_split.cu
   kernels/cuda/attention_walk.cu
   kernels/cuda/embed.cu

@@ -11,11 +11,11 @@ namespace {
 class Writer {
  public:
   Writer(void* host, void* device)
-      : host_(static_cast<int32_t*>(host)), device_(static_cast<const int32_t*>(device)) {}
+      : host_(static_cast<int32_t*>(host)), device_(static_cast<int32_t*>(device)) {}
 
   struct Array {
     int32_t* host;
-    const int32_t* device;
+    int32_t* device;
   };
   Array Take(size_t count) {
     const Array array = {host_ + used_, device_ + used_};
@@ -31,7 +31,7 @@ class Writer {
 
  private:
   int32_t* host_;
-  const int32_t* device_;
+  int32_t* device_;
   size_t used_ = 0;
 };
 
@@ -97,7 +97,7 @@ StepUpload::~StepUpload() {
 }
 
 size_t StepUpload::Count(size_t rows, size_t sequences, size_t logit_rows, size_t blocks) {
-  return 3 * rows + 4 * sequences + logit_rows + blocks;
+  return 3 * rows + 4 * sequences + static_cast<size_t>(ArrivalCounters()) + logit_rows + blocks;
 }
 
 size_t StepUpload::Bytes(const StepLimits& limits) {
@@ -146,6 +146,8 @@ absl::Status StepUpload::Begin(Stream stream, const StepInput& input, const Step
                            .first_positions = writer.Take(sequences),
                            .first_blocks = writer.Take(sequences),
                            .blocks = {}};
+  const Writer::Array arrivals = writer.Take(static_cast<size_t>(ArrivalCounters()));
+  std::fill_n(arrivals.host, ArrivalCounters(), 0);
   logit_rows_ = writer.Copy(input.logit_rows);
   arrays.blocks = writer.Take(blocks);  // last: only their number differs between steps of a shape
   std::fill_n(arrays.positions.host, rows, -1);
@@ -159,6 +161,7 @@ absl::Status StepUpload::Begin(Stream stream, const StepInput& input, const Step
   step_.first_positions = arrays.first_positions.device;
   step_.first_blocks = arrays.first_blocks.device;
   step_.blocks = arrays.blocks.device;
+  step_.arrivals = reinterpret_cast<uint32_t*>(arrivals.device);
   CopyToDevice(stream, device_.data(), pinned_.data(), writer.used() * sizeof(int32_t));
   if (!copied_.has_value()) {
     const absl::StatusOr<Event> event = CreateEvent();

@@ -36,9 +36,11 @@ float E4M3ToFloat(uint8_t code) {
 uint8_t FloatToE4M3(float value) {
   constexpr uint8_t kLargest = 0x7e;
   const float magnitude = std::abs(value);
-  // The numbers of codes grow with the code.
+  // The largest code whose number is not above: numbers grow with the code.
   uint8_t code = 0;
-  while (code < kLargest && E4M3ToFloat(code + 1) <= magnitude) ++code;
+  for (uint8_t step = 64; step > 0; step /= 2) {
+    if (code + step <= kLargest && E4M3ToFloat(code + step) <= magnitude) code += step;
+  }
   if (code < kLargest) {
     // Exact: neighbours and what lies between them differ in few bits.
     const float above = E4M3ToFloat(code + 1) - magnitude;

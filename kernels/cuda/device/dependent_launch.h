@@ -12,9 +12,10 @@ namespace marcoro::cuda {
 // step begin with it: the one behind takes its place on the GPU, and asks for its weights, while
 // this one works.
 MARCORO_DEVICE void LaunchDependents() {}
-// Returns when the kernel ahead has ended and what it wrote is seen. Before it only what no kernel
-// ahead writes (weights, say) may be read, and nothing that it reads may be written.
-// A kernel that was started early has all its threads wait: so its end means the end of all ahead.
+// Returns when the kernel ahead has ended and what it wrote is seen; may be called again. Before it
+// only what no kernel of the step writes (weights, the step's arrays but for ids, keys and values
+// of earlier steps) may be read, and nothing that one reads may be written. A kernel that was
+// started early has all its threads wait: so its end means the end of all ahead.
 MARCORO_DEVICE void WaitForKernelAhead() {}
 
 #else

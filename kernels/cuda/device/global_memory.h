@@ -15,15 +15,14 @@ MARCORO_DEVICE Words4 LoadStreaming(const void* global) {
   std::memcpy(&words, global, sizeof(words));
   return words;
 }
-// Adds to a counter; returns what it was. Seen by all blocks of the device; says nothing of other
-// memory.
-MARCORO_DEVICE uint32_t AtomicAdd(uint32_t* global, uint32_t value) {
-  const uint32_t before = *global;
-  *global += value;
+// Counts this thread at a counter; returns how many came before. What they wrote before they came,
+// and what others wrote before a barrier that they had passed, is seen by this thread, and by
+// others behind a barrier that it passes.
+MARCORO_DEVICE uint32_t Arrive(uint32_t* counter) {
+  const uint32_t before = (*counter)++;
+  simt::Pause();
   return before;
 }
-// What this thread wrote before is seen by any thread that sees what it writes after.
-MARCORO_DEVICE void FenceDevice() {}
 
 #else
 
@@ -34,10 +33,14 @@ MARCORO_DEVICE Words4 LoadStreaming(const void* global) {
                : "l"(global));
   return words;
 }
-MARCORO_DEVICE uint32_t AtomicAdd(uint32_t* global, uint32_t value) {
-  return atomicAdd(global, value);
+MARCORO_DEVICE uint32_t Arrive(uint32_t* counter) {
+  uint32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter))
+               : "memory");
+  return before;
 }
-MARCORO_DEVICE void FenceDevice() { __threadfence(); }
 
 #endif
 

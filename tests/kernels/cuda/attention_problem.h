@@ -156,7 +156,7 @@ inline Cache FillCache(const Problem& problem, const Step& step) {
 // The step's arrays on the device.
 struct StepArrays {
   DeviceArray<int32_t> positions, row_sequences, first_rows, tokens, first_positions, first_blocks,
-      blocks;
+      blocks, arrivals;
   DeviceStep view;
 };
 
@@ -185,9 +185,15 @@ inline StepArrays Upload(const Step& step, const Cache& cache) {
   const auto upload = [](const std::vector<int32_t>& values) {
     return DeviceArray<int32_t>(absl::MakeConstSpan(values));
   };
-  StepArrays arrays = {
-      upload(positions),       upload(row_sequences), upload(first_rows),  upload(tokens),
-      upload(first_positions), upload(first_blocks),  upload(cache.table), view};
+  StepArrays arrays = {upload(positions),
+                       upload(row_sequences),
+                       upload(first_rows),
+                       upload(tokens),
+                       upload(first_positions),
+                       upload(first_blocks),
+                       upload(cache.table),
+                       upload(std::vector<int32_t>(static_cast<size_t>(ArrivalCounters()))),
+                       view};
   arrays.view.rows = static_cast<int>(positions.size());
   arrays.view.sequences = static_cast<int>(tokens.size());
   arrays.view.positions = arrays.positions.data();
@@ -197,6 +203,7 @@ inline StepArrays Upload(const Step& step, const Cache& cache) {
   arrays.view.first_positions = arrays.first_positions.data();
   arrays.view.first_blocks = arrays.first_blocks.data();
   arrays.view.blocks = arrays.blocks.data();
+  arrays.view.arrivals = reinterpret_cast<uint32_t*>(arrays.arrivals.data());
   return arrays;
 }
 

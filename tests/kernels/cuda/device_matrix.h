@@ -54,4 +54,15 @@ void InSeveralThreadOrders(const Body& body) {
   }
 }
 
+// Launches what body launches, and nothing else, with all blocks of a kernel there at once, their
+// threads in any order, as they may be on a GPU; the emulator otherwise runs block after block.
+template <typename Body>
+void WithAllBlocksAtOnce(const Body& body) {
+#ifdef MARCORO_SIMT
+  simt::LaunchTogether({body});
+#else
+  body();
+#endif
+}
+
 }  // namespace marcoro::cuda

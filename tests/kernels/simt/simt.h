@@ -22,7 +22,7 @@
 // What it cannot vouch for, to be checked first on a real GPU:
 // - time, and anything that depends on it; occupancy and registers;
 // - global memory: races there are not looked for, and every write is seen at once by all, so a
-//   missing FenceDevice, StoreFlag or LoadFlag shows only where the interleaving itself does harm;
+//   missing Arrive, StoreFlag or LoadFlag shows only where the interleaving itself does harm;
 //   kernels that are launched together are assumed to fit on the GPU together;
 // - the PTX bodies of the wrappers: constraints, encodings, state spaces. Of descriptors the
 //   emulator reads the fields that it knows of; the driver's encoding of tensor maps it never sees;
