@@ -29,6 +29,12 @@ struct LaunchShape {
 
 using Stream = simt::Stream;
 
+// How many clusters of such a launch run at once; 0 where there are none.
+template <typename... Parameters>
+int MostClusters(void (*)(Parameters...), const LaunchShape& shape) {
+  return 8 / shape.cluster_blocks;
+}
+
 template <typename... Parameters, typename... Arguments>
 void Launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...),
             Arguments&&... arguments) {
@@ -55,6 +61,25 @@ template <typename... Parameters>
 bool CanWaitForKernelAhead(void (*kernel)(Parameters...)) {
   cudaFuncAttributes attributes = {};
   return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
+template <typename... Parameters>
+int MostClusters(void (*kernel)(Parameters...), const LaunchShape& shape) {
+  if (!CanWaitForKernelAhead(kernel)) return 0;  // compiled for GPUs that have no clusters
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes);
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster_blocks);
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(shape.grid_x);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int clusters = 0;
+  return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess ? clusters : 0;
 }
 
 // What went wrong, if anything, is found by the device's next check (see device.h).
