@@ -29,6 +29,12 @@ struct LaunchShape {
 
 using Stream = simt::Stream;
 
+// How many clusters of such a launch run at once; 0 where there are none.
+template <typename... Parameters>
+int MostClusters(void (*)(Parameters...), const LaunchShape& shape) {
+  return 8 / shape.cluster_blocks;
+}
+
 template <typename... Parameters, typename... Arguments>
 void Launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...),
             Arguments&&... arguments) {
@@ -57,6 +63,32 @@ bool CanWaitForKernelAhead(void (*kernel)(Parameters...)) {
   return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
 }
 
+inline cudaLaunchAttribute ClusterOf(const LaunchShape& shape) {
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster_blocks);
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  return cluster;
+}
+
+template <typename... Parameters>
+int MostClusters(void (*kernel)(Parameters...), const LaunchShape& shape) {
+  if (!CanWaitForKernelAhead(kernel)) return 0;  // compiled for GPUs that have no clusters
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes);
+  cudaLaunchAttribute cluster = ClusterOf(shape);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(shape.grid_x);
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) return clusters;
+  cudaGetLastError();  // no failure of what comes next
+  return 0;
+}
+
 // What went wrong, if anything, is found by the device's next check (see device.h).
 template <typename... Parameters, typename... Arguments>
 void Launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...),
@@ -72,11 +104,7 @@ void Launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters..
   cudaLaunchAttribute attributes[2] = {};
   config.attrs = attributes;
   if (shape.cluster_blocks > 1) {
-    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster_blocks);
-    cluster.val.clusterDim.y = 1;
-    cluster.val.clusterDim.z = 1;
+    attributes[config.numAttrs++] = ClusterOf(shape);
   }
   if (shape.overlaps_kernel_ahead && CanWaitForKernelAhead(kernel)) {
     cudaLaunchAttribute& overlap = attributes[config.numAttrs++];

@@ -39,6 +39,11 @@ MatmulPlan PlanFewTokens(const MatmulLayout& layout, DType dtype, DType activati
   plan.parts = layout.leaves / block_leaves;
   plan.stage_steps = stage_steps;
   plan.blocks = std::min(std::max(limits.multiprocessors / plan.parts, 1), layout.tiles);
+  if (plan.parts > 1 && limits.Clusters(plan.parts) > 0) {
+    plan.blocks = std::min(limits.Clusters(plan.parts), layout.tiles);
+    plan.cluster_blocks = plan.parts;
+    plan.parts = 1;
+  }
   const int block_tiles = CeilDivide(layout.tiles, plan.blocks);
   for (int most = kMostWarps / block_leaves; most > 0; --most) {
     // Walks of equal length for all slots.
@@ -70,6 +75,40 @@ MatmulPlan BestFewTokens(const MatmulLayout& layout, DType dtype, DType activati
     if (best.slots > 0 && BytesUnderWay(best, dtype) >= kWantedBytesUnderWay) break;
   }
   return best;
+}
+
+// Each block of a cluster has one leaf: it takes all of the blocks that a tile has.
+bool SuitsClusters(const MatmulLayout& layout, int64_t tokens, const MatmulLimits& limits) {
+  return limits.warpgroups && tokens > 8 && tokens <= kMostClusterTokens &&
+         layout.leaf_columns % kStepColumns == 0 && limits.Clusters(layout.leaves) > 0;
+}
+
+// As many stages as fit, of as many tiles as a cluster has, or of as many as leave room for a ring.
+MatmulPlan PlanClusters(const MatmulLayout& layout, DType dtype, int64_t tokens,
+                        const MatmulLimits& limits) {
+  constexpr int kLeastStages = 3;
+  constexpr int kMostStages = 12;
+  MatmulPlan plan;
+  plan.by_clusters = true;
+  plan.token_tiles = tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8;
+  plan.block_leaves = 1;
+  plan.parts = 1;
+  plan.cluster_blocks = layout.leaves;
+  const int tiles = CeilDivide(layout.rows, kWarpgroupRows);
+  plan.blocks = std::min(limits.Clusters(layout.leaves), tiles);
+  const int cluster_tiles = CeilDivide(tiles, plan.blocks);
+  for (int most = 2 * kMostClusterWarpgroups; most > 0; --most) {
+    // Rounds of equal length for all slots.
+    const int block_tiles = CeilDivide(cluster_tiles, CeilDivide(cluster_tiles, most));
+    plan.warpgroup_tiles = block_tiles > kMostClusterWarpgroups ? 2 : 1;
+    plan.slots = CeilDivide(block_tiles, plan.warpgroup_tiles) * plan.warpgroup_tiles;
+    for (plan.stages = kMostStages; plan.stages >= kLeastStages; --plan.stages) {
+      plan.shared_bytes = ClustersSharedBytes(dtype, plan);
+      if (plan.shared_bytes <= limits.shared_bytes) return plan;
+    }
+  }
+  plan.slots = 0;
+  return plan;
 }
 
 int BlockRows(const MatmulPlan& plan) {
@@ -147,6 +186,10 @@ MatmulPlan PlanManyTokens(const MatmulLayout& layout, DType dtype, DType activat
 MatmulPlan PlanMatmul(const WeightShape& shape, int64_t tokens, const MatmulLimits& limits,
                       DType activations) {
   const MatmulLayout layout = MakeMatmulLayout(shape);
+  if (activations == DType::kBF16 && SuitsClusters(layout, tokens, limits)) {
+    const MatmulPlan plan = PlanClusters(layout, shape.dtype, tokens, limits);
+    if (plan.slots > 0) return plan;
+  }
   if (tokens <= kMostFewTokens) {
     const MatmulPlan plan =
         BestFewTokens(layout, shape.dtype, activations, static_cast<int>(tokens), limits);
@@ -183,6 +226,8 @@ void RunMatmul(Stream stream, const MatmulPlan& plan, const Tensor& x, const Pac
                                                 .part_stride = x.rows * layout.rows};
   if (plan.few_tokens) {
     MultiplyFewTokens(stream, plan, weight.shape.dtype, operands);
+  } else if (plan.by_clusters) {
+    MultiplyByClusters(stream, plan, weight.shape.dtype, operands);
   } else if (plan.warpgroup_tiles > 0) {
     MultiplyByWarpgroups(stream, plan, weight.shape.dtype, operands);
   } else {

@@ -9,7 +9,7 @@
 // it apart. A step of 512 bytes costs a warp about 45 instructions for up to 8 tokens; at full
 // bandwidth a multiprocessor has 110 issue slots for it. (With activations of E4M3 fewer: nothing
 // is unpacked.) When a tile's leaves are done, their sums go through shared memory in the order of
-// the tree.
+// the tree; that of the blocks of a cluster, where activations do not fit in one (sm_90 and newer).
 //
 // Bank conflicts: none for weights (contiguous) and activations (rows 16 bytes apart modulo 128);
 // sums lie 20 floats apart, which puts a warp's stores in 32 banks.
@@ -18,40 +18,25 @@
 #include "kernels/check.h"
 #include "kernels/cuda/device/async_copy.h"
 #include "kernels/cuda/device/dependent_launch.h"
-#include "kernels/cuda/matmul_fragments.h"
-#include "kernels/cuda/matmul_kernels.h"
+#include "kernels/cuda/matmul_few_tokens.h"
 
 namespace marcoro::cuda {
 namespace {
-
-constexpr int kSumStride = kTileRows + 4;
-
-struct FewTokensWork {
-  MatmulOperands operands;
-  FewTokensMemory memory;
-  int slots = 0;
-  int stage_steps = 0;
-};
-
-// The tile that a slot of this block computes in an iteration.
-MARCORO_DEVICE int TileOf(const FewTokensWork& work, int iteration, int slot) {
-  return (iteration * work.slots + slot) * GridX() + BlockIndexX();
-}
 
 // The weights of a warp: its leaf of one tile after the other, in stages.
 template <DType kWeight>
 class WeightRing {
  public:
-  MARCORO_DEVICE WeightRing(const FewTokensWork& work, int slot, int leaf)
+  MARCORO_DEVICE WeightRing(const FewTokensWork& work, const BlockPlace& place, int slot, int leaf)
       : memory_(work.memory.ring, work.memory.end - work.memory.ring),
         tiles_(work.operands.weight.layout.tiles),
         leaf_steps_(work.operands.weight.layout.leaf_steps),
         stage_steps_(work.stage_steps),
-        tile_(TileOf(work, 0, slot)),
-        tile_jump_(work.slots * GridX()),
+        tile_(place.Tile(work, 0, slot)),
+        tile_jump_(work.slots * place.groups),
         tile_bytes_(work.operands.weight.layout.tile_bytes),
         from_(work.operands.weight.tiles + tile_ * tile_bytes_ +
-              leaf * work.operands.weight.layout.leaf_bytes),
+              (place.first_leaf + leaf) * work.operands.weight.layout.leaf_bytes),
         write_(Warp() * kRingStages * StageBytes()),
         first_(write_) {}
 
@@ -100,13 +85,14 @@ class WeightRing {
 
 // Copies this block's leaves of all tokens to shared memory, each padded with zeros to whole steps.
 template <typename Types>
-MARCORO_DEVICE void StoreActivations(const FewTokensWork& work, const SharedArray<char>& memory) {
+MARCORO_DEVICE void StoreActivations(const FewTokensWork& work, const BlockPlace& place,
+                                     const SharedArray<char>& memory) {
   constexpr int kUnitColumns = 16 / Types::kActivationBytes;
   const ActivationView& x = work.operands.x;
   const MatmulLayout& layout = work.operands.weight.layout;
   const int leaf_units = layout.leaf_steps * (kStepColumns / kUnitColumns);
   const int units = work.operands.block_leaves * leaf_units;
-  const int first_column = BlockIndexY() * work.operands.block_leaves * layout.leaf_columns;
+  const int first_column = place.first_leaf * layout.leaf_columns;
   for (int token = 0; token < x.tokens; ++token) {
     const auto* row =
         static_cast<const typename Types::Activation*>(x.data) + token * x.stride + first_column;
@@ -121,18 +107,13 @@ MARCORO_DEVICE void StoreActivations(const FewTokensWork& work, const SharedArra
   if (ThreadIndex() == 0) memory.StoreAs(work.memory.zeros, Words4{});
 }
 
-// Segments that begin in a block's leaves.
-constexpr int BlockSegments(const MatmulLayout& layout, int block_leaves) {
-  const int segments = block_leaves >> layout.scale_level;
-  return segments > 0 ? segments : 1;
-}
-
 // Copies the tokens' scales of this block's segments to shared memory.
-MARCORO_DEVICE SharedArray<float> StoreTokenScales(const FewTokensWork& work) {
+MARCORO_DEVICE SharedArray<float> StoreTokenScales(const FewTokensWork& work,
+                                                   const BlockPlace& place) {
   const ActivationView& x = work.operands.x;
   const MatmulLayout& layout = work.operands.weight.layout;
   const int segments = BlockSegments(layout, work.operands.block_leaves);
-  const int first = BlockIndexY() * work.operands.block_leaves >> layout.scale_level;
+  const int first = place.first_leaf >> layout.scale_level;
   const SharedArray<float> scales(work.memory.token_scales, x.tokens * segments);
   for (int i = ThreadIndex(); i < x.tokens * segments; i += BlockThreads()) {
     scales.Store(i, x.scales[i / segments * x.scale_stride + first + i % segments]);
@@ -257,103 +238,37 @@ MARCORO_DEVICE void MultiplySteps(const SharedArray<char>& ring, int step, int s
   sums.Multiply(operands);
 }
 
-// The warps' sums, [warp][token][row], and behind them the factors of the block's rows.
-template <int kTokenTiles>
-struct SumsInMemory {
-  static constexpr int kTokens = kTokenTiles * 8;
-  SharedArray<float> sums;
-  SharedArray<float> factors;
-
-  MARCORO_DEVICE explicit SumsInMemory(const FewTokensWork& work)
-      : sums(work.memory.sums, BlockThreads() / kWarpThreads * kTokens * kSumStride),
-        factors(work.memory.sums + BlockThreads() / kWarpThreads * kTokens * kSumStride * 4,
-                work.slots * kTileRows) {}
-
-  MARCORO_DEVICE void Store(const float (&c)[kTokenTiles][4]) const {
-    MARCORO_UNROLL_LOOP
-    for (int i = 0; i < kTokenTiles; ++i) {
-      MARCORO_UNROLL_LOOP
-      for (int j = 0; j < 4; ++j) {
-        const int token = i * 8 + Lane() % 4 * 2 + j % 2;
-        const int row = Lane() / 4 + j / 2 * 8;
-        sums.Store((Warp() * kTokens + token) * kSumStride + row, c[i][j]);
-      }
-    }
-  }
-
-  // Sums the leaves of an element of a slot's tile. token_scales: null if there are none.
-  MARCORO_DEVICE float Sum(const FewTokensWork& work, const SharedArray<float>* token_scales,
-                           int slot, int token, int row) const {
-    const int leaves = work.operands.block_leaves;
-    const int first = (slot * leaves * kTokens + token) * kSumStride + row;
-    const int scale_level = work.operands.weight.layout.scale_level;
-    const float factor = factors.Load(slot * kTileRows + row);
-    const auto load = [&](int leaf) { return sums.Load(first + leaf * kTokens * kSumStride); };
-    const int segments = BlockSegments(work.operands.weight.layout, leaves);
-    const auto scale = [&](float node, int leaf) {
-      node = Multiply(node, factor);
-      if (token_scales == nullptr) return node;
-      return Multiply(node, token_scales->Load(token * segments + (leaf >> scale_level)));
-    };
-    switch (leaves) {
-      case 1:
-        return SumTree<1>(0, scale_level, scale, load);
-      case 2:
-        return SumTree<2>(0, scale_level, scale, load);
-      case 4:
-        return SumTree<4>(0, scale_level, scale, load);
-      case 8:
-        return SumTree<8>(0, scale_level, scale, load);
-      default:
-        return SumTree<16>(0, scale_level, scale, load);
-    }
-  }
-
-  MARCORO_DEVICE void WriteOutput(const FewTokensWork& work, const SharedArray<float>* token_scales,
-                                  int iteration) const {
-    const MatmulOutput& out = work.operands.out;
-    float* part = out.data + BlockIndexY() * out.part_stride;
-    for (int i = ThreadIndex(); i < work.slots * kTokens * kTileRows; i += BlockThreads()) {
-      const int row = i % kTileRows;
-      const int token = i / kTileRows % kTokens;
-      const int slot = i / kTileRows / kTokens;
-      const int out_row = TileOf(work, iteration, slot) * kTileRows + row;
-      if (token >= work.operands.x.tokens || out_row >= work.operands.weight.layout.rows) continue;
-      part[token * out.stride + out_row] = Sum(work, token_scales, slot, token, row);
-    }
-  }
-};
-
 template <typename Types, int kTokenTiles>
 MARCORO_KERNEL(kMostWarps* kWarpThreads, 1)
 FewTokensKernel(FewTokensWork work) {
   LaunchDependents();
   const MatmulLayout& layout = work.operands.weight.layout;
+  const BlockPlace place(work);
   const int slot = Warp() / work.operands.block_leaves;
   const int leaf = Warp() % work.operands.block_leaves;
-  WeightRing<Types::kWeight> ring(work, slot, BlockIndexY() * work.operands.block_leaves + leaf);
+  WeightRing<Types::kWeight> ring(work, place, slot, leaf);
   for (int i = 0; i < kRingStages - 1; ++i) ring.CopyStage();
 
   // Weights are under way while the kernel ahead ends: no kernel of a step writes them.
   WaitForKernelAhead();
   const SharedArray<char> activations(0, work.memory.zeros + 16);
-  StoreActivations<Types>(work, activations);
+  StoreActivations<Types>(work, place, activations);
   SharedArray<float> token_scales(0, 0);
-  if constexpr (Types::kQuantized) token_scales = StoreTokenScales(work);
+  if constexpr (Types::kQuantized) token_scales = StoreTokenScales(work, place);
   SyncBlock();
 
-  const SumsInMemory<kTokenTiles> memory(work);
-  const int iteration_tiles = work.slots * GridX();
+  const SumsInMemory<kTokenTiles> memory(work, place, Types::kQuantized ? &token_scales : nullptr);
+  const int iteration_tiles = work.slots * place.groups;
   int stage = ring.first();
   for (int iteration = 0; iteration * iteration_tiles < layout.tiles; ++iteration) {
     // Asked for early, looked at late.
     RawFactor factor;
     if (ThreadIndex() < work.slots * kTileRows) {
       factor.Load(work.operands.weight,
-                  TileOf(work, iteration, ThreadIndex() / kTileRows) * kTileRows +
+                  place.Tile(work, iteration, ThreadIndex() / kTileRows) * kTileRows +
                       ThreadIndex() % kTileRows);
     }
-    const bool has_tile = TileOf(work, iteration, slot) < layout.tiles;
+    const bool has_tile = place.Tile(work, iteration, slot) < layout.tiles;
     LeafSums<Types, kTokenTiles> sums;
     ActivationCursor<Types, kTokenTiles> cursor(work, leaf);
     for (int step = 0; step < layout.leaf_steps; step += work.stage_steps) {
@@ -370,7 +285,11 @@ FewTokensKernel(FewTokensWork work) {
     memory.Store(sums.Finish());
     if (ThreadIndex() < work.slots * kTileRows) memory.factors.Store(ThreadIndex(), factor.Value());
     SyncBlock();
-    memory.WriteOutput(work, Types::kQuantized ? &token_scales : nullptr, iteration);
+    if (work.clustered) {
+      memory.WriteCluster(iteration);
+    } else {
+      memory.WriteBlock(iteration);
+    }
   }
   WaitCopies<0>();
 }
@@ -426,11 +345,13 @@ void MultiplyFewTokens(Stream stream, const MatmulPlan& plan, DType dtype,
       .operands = operands,
       .memory = LayOutFewTokens(operands.weight.layout, dtype, plan, operands.x.tokens),
       .slots = plan.slots,
-      .stage_steps = plan.stage_steps};
-  const LaunchShape shape = {.grid_x = plan.blocks,
-                             .grid_y = plan.parts,
+      .stage_steps = plan.stage_steps,
+      .tile_blocks = plan.parts * plan.cluster_blocks,
+      .clustered = plan.cluster_blocks > 1};
+  const LaunchShape shape = {.grid_x = plan.blocks * work.tile_blocks,
                              .threads = plan.slots * plan.block_leaves * kWarpThreads,
                              .shared_bytes = work.memory.end,
+                             .cluster_blocks = plan.cluster_blocks,
                              .overlaps_kernel_ahead = true};
   Launch(stream, shape, KernelFor(dtype, plan), work);
 }

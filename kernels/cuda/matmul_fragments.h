@@ -133,4 +133,22 @@ MARCORO_DEVICE float SumTree(int level, int scale_level, const Scale& scale, con
   return level + Log2(kCount) == scale_level ? scale(node, first) : node;
 }
 
+// The same of a count that is known late: 1, 2, 4, 8 or 16.
+template <typename Load, typename Scale>
+MARCORO_DEVICE float SumTreeOf(int count, int level, int scale_level, const Scale& scale,
+                               const Load& load) {
+  switch (count) {
+    case 1:
+      return SumTree<1>(level, scale_level, scale, load);
+    case 2:
+      return SumTree<2>(level, scale_level, scale, load);
+    case 4:
+      return SumTree<4>(level, scale_level, scale, load);
+    case 8:
+      return SumTree<8>(level, scale_level, scale, load);
+    default:
+      return SumTree<16>(level, scale_level, scale, load);
+  }
+}
+
 }  // namespace marcoro::cuda

@@ -1,6 +1,7 @@
 // The parts of a matmul on the device, one file each.
 #pragma once
 
+#include <array>
 #include <type_traits>
 
 #include "kernels/cuda/launch.h"
@@ -77,11 +78,22 @@ inline constexpr int kBlockWarpgroups = 2;
 inline constexpr int kWarpgroupRows = 64;
 inline constexpr int kWarpgroupTokens = 128;
 int WarpgroupsSharedBytes(const MatmulPlan& plan);
-// `x` has vectors, and leaves are whole steps.
+// `x` has vectors, and leaves are whole steps; so too for clusters.
 void MultiplyByWarpgroups(Stream stream, const MatmulPlan& plan, DType dtype,
                           const MatmulOperands& operands);
 // *there, in device memory, becomes 1 if the program holds that kernel for this GPU, else 0.
 void FindWarpgroups(Stream stream, int* there);
+
+// The kernel for the numbers of tokens between, by warpgroups of a cluster: most tokens, and most
+// warpgroups of a block that multiply.
+inline constexpr int kMostClusterTokens = 64;
+inline constexpr int kMostClusterWarpgroups = 4;
+// With the plan's tiles, tokens and stages.
+int ClustersSharedBytes(DType dtype, const MatmulPlan& plan);
+void MultiplyByClusters(Stream stream, const MatmulPlan& plan, DType dtype,
+                        const MatmulOperands& operands);
+// What MatmulLimits::clusters is on this thread's device; cheap but for the first time.
+std::array<int, 3> ClustersOfDevice();
 
 // out = the tree over the operands' output, whose parts are nodes of the given level.
 void SumParts(Stream stream, const MatmulOperands& operands, int part_count, int level,

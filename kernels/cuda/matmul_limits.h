@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/device_limits.h"
+#include "kernels/cuda/matmul_kernels.h"
 #include "kernels/cuda/matmul_plan.h"
 
 namespace marcoro::cuda {
@@ -9,7 +10,9 @@ namespace marcoro::cuda {
 // Without products of warpgroups, whose bits have to be looked at first (matmul_probe.h).
 inline MatmulLimits DeviceMatmulLimits() {
   const DeviceLimits limits = LimitsOfDevice();
-  return {.multiprocessors = limits.multiprocessors, .shared_bytes = limits.shared_bytes};
+  return {.multiprocessors = limits.multiprocessors,
+          .shared_bytes = limits.shared_bytes,
+          .clusters = ClustersOfDevice()};
 }
 
 }  // namespace marcoro::cuda

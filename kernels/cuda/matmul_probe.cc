@@ -120,8 +120,9 @@ class Probe {
 
  private:
   absl::Status Prepare(const Case& kind, const Matrices& matrices, PackedWeight* weight);
-  absl::StatusOr<std::vector<uint32_t>> Multiply(const MatmulPlan& plan,
-                                                 const PackedWeight& weight);
+  // Of the first tokens.
+  absl::StatusOr<std::vector<uint32_t>> Multiply(const MatmulPlan& plan, const PackedWeight& weight,
+                                                 int64_t tokens);
 
   const Stream stream_;
   GrowingMemory source_{MemoryKind::kDevice};
@@ -161,12 +162,12 @@ absl::Status Probe::Prepare(const Case& kind, const Matrices& matrices, PackedWe
 }
 
 absl::StatusOr<std::vector<uint32_t>> Probe::Multiply(const MatmulPlan& plan,
-                                                      const PackedWeight& weight) {
+                                                      const PackedWeight& weight, int64_t tokens) {
   MARCORO_CHECK(plan.parts == 1);
-  std::vector<uint32_t> bits(kTokens * kRows);
+  std::vector<uint32_t> bits(static_cast<size_t>(tokens * kRows));
   Fill(stream_, out_.data(), 0xff, bits.size() * sizeof(uint32_t));
-  RunMatmul(stream_, plan, Tensor(x_.data(), DType::kBF16, kTokens, kColumns), weight,
-            Tensor(out_.data(), DType::kF32, kTokens, kRows), /*scratch=*/nullptr);
+  RunMatmul(stream_, plan, Tensor(x_.data(), DType::kBF16, tokens, kColumns), weight,
+            Tensor(out_.data(), DType::kF32, tokens, kRows), /*scratch=*/nullptr);
   CopyToHost(stream_, bits.data(), out_.data(), bits.size() * sizeof(uint32_t));
   absl::Status status = Synchronize(stream_);
   if (!status.ok()) return status;
@@ -178,18 +179,20 @@ absl::StatusOr<std::optional<std::string>> Probe::FindDifference(const Case& kin
   PackedWeight weight;
   if (absl::Status status = Prepare(kind, matrices, &weight); !status.ok()) return status;
   MatmulLimits limits = DeviceMatmulLimits();
-  const auto warps = Multiply(PlanMatmul(weight.shape, kTokens, limits), weight);
+  const auto warps = Multiply(PlanMatmul(weight.shape, kTokens, limits), weight, kTokens);
   if (!warps.ok()) return warps.status();
   limits.warpgroups = true;
   for (const int multiprocessors : {1, limits.multiprocessors}) {  // large and small blocks
     limits.multiprocessors = multiprocessors;
-    const auto warpgroups = Multiply(PlanMatmul(weight.shape, kTokens, limits), weight);
-    if (!warpgroups.ok()) return warpgroups.status();
-    for (size_t i = 0; i < warps->size(); ++i) {
-      if ((*warps)[i] == (*warpgroups)[i]) continue;
-      return absl::StrCat(kind.name, ": token ", i / kRows, ", row ", i % kRows, ": ",
-                          absl::Hex((*warpgroups)[i], absl::kZeroPad8), " instead of ",
-                          absl::Hex((*warps)[i], absl::kZeroPad8));
+    for (const int64_t tokens : {int64_t{16}, int64_t{32}, int64_t{64}, kTokens}) {  // all widths
+      const auto warpgroups = Multiply(PlanMatmul(weight.shape, tokens, limits), weight, tokens);
+      if (!warpgroups.ok()) return warpgroups.status();
+      for (size_t i = 0; i < warpgroups->size(); ++i) {
+        if ((*warps)[i] == (*warpgroups)[i]) continue;
+        return absl::StrCat(kind.name, ": ", tokens, " tokens, token ", i / kRows, ", row ",
+                            i % kRows, ": ", absl::Hex((*warpgroups)[i], absl::kZeroPad8),
+                            " instead of ", absl::Hex((*warps)[i], absl::kZeroPad8));
+      }
     }
   }
   return std::nullopt;

@@ -16,9 +16,9 @@ bool MultipliesByWarpgroups(int device);
 
 // Multiplies random matrices in both ways on this thread's device, `rounds` times each kind (of
 // magnitudes, of cancellation, subnormal numbers), and compares. From then on Matmul multiplies
-// many tokens by warpgroups if all bits were equal, by warps otherwise. Returns which and why, in
-// one line for the log. Takes some tens of milliseconds; before other threads multiply on that
-// device.
+// more than 8 tokens by warpgroups if all bits were equal, by warps otherwise. Returns which and
+// why, in one line for the log. Takes some tens of milliseconds; before other threads multiply on
+// that device.
 absl::StatusOr<std::string> ProbeMatmul(Stream stream, int rounds = 8);
 
 }  // namespace marcoro::cuda

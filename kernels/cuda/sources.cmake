@@ -12,6 +12,7 @@ set(marcoro_cuda_kernels
   kernels/cuda/late_ids.cu
   kernels/cuda/logits.cu
   kernels/cuda/matmul.cu
+  kernels/cuda/matmul_clusters.cu
   kernels/cuda/matmul_few_tokens.cu
   kernels/cuda/matmul_many_tokens.cu
   kernels/cuda/matmul_pack.cu

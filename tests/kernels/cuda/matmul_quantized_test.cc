@@ -122,6 +122,24 @@ TEST(CudaQuantizedMatmulTest, LongSegmentsKeepTheTreeAtEveryDegreeOfParallelism)
   ExpectSameBits(TreeSum(parts), whole, shape.rows, "ranks 2");
 }
 
+// A tile's leaves in several blocks, down to half of a segment each: their sums meet in a cluster.
+TEST(CudaQuantizedMatmulTest, ClustersHaveTheBitsOfOneBlock) {
+  const WeightShape shape{kF8, 40, 2 * (4096 + 64), 2};
+  constexpr int64_t kTokens = 3;
+  const Packed packed(RandomWeight(shape, 31), 64, kF8);
+  const Input input = RandomInput(kTokens, shape, 32);
+  MatmulPlan plan = PlanMatmul(
+      shape, kTokens, {.multiprocessors = 2, .shared_bytes = 227 * 1024, .clusters = {}}, kF8);
+  const std::vector<float> expected = Multiply(packed.weight(), input, plan);
+  for (const int blocks : {2, 4}) {
+    plan.block_leaves = 4 / blocks;
+    plan.parts = 1;
+    plan.cluster_blocks = blocks;
+    ExpectSameBits(expected, Multiply(packed.weight(), input, plan), shape.rows,
+                   "clusters of " + std::to_string(blocks));
+  }
+}
+
 // 128 products of 256 · 256 are 2^23, where floats are 1 apart. Four halves, one in each 32
 // columns, would be lost one by one; their own sum is not.
 TEST(CudaQuantizedMatmulTest, EverySumOf128ColumnsBeginsAtZero) {
