@@ -28,6 +28,7 @@ struct LaunchShape {
 #ifdef MARCORO_SIMT
 
 using Stream = simt::Stream;
+using Event = simt::StreamEvent;
 
 template <typename... Parameters, typename... Arguments>
 void Launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters...),
@@ -48,6 +49,7 @@ void Launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters..
 #else
 
 using Stream = cudaStream_t;
+using Event = cudaEvent_t;  // a place in a stream
 
 // Whether the device runs code of the kernel that was compiled for sm_90 or newer: in older code
 // WaitForKernelAhead does nothing.
