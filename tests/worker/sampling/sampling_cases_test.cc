@@ -1,5 +1,7 @@
 // Distributions that Hugging Face transformers' logits processors leave
 // (tests/data/sampling_cases.json).
+#include "tests/worker/sampling/sampling_cases.h"
+
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -8,7 +10,6 @@
 #include <vector>
 
 #include "tests/worker/sampling/reference.h"
-#include "tests/worker/sampling/sampling_cases.h"
 #include "worker/sampling/distribution.h"
 #include "worker/sampling/logit_adjustments.h"
 

@@ -309,7 +309,7 @@ TEST(Loader, TellsProgressUpToEveryByteItReads) {
   LoadOptions options;
   options.progress = [&calls](uint64_t done, uint64_t total) { calls.emplace_back(done, total); };
   ASSERT_TRUE(LoadParameters(**source, config, {0, 1}, options, *backend).ok());
-  // 112,264 parameters in BF16 (the data of the one file, all of which one rank reads).
+  // 223,552 parameters in BF16 (the data of the one file, all of which one rank reads).
   const uint64_t total = 447'104;
   uint64_t before = 0;
   for (const auto& [done, of] : calls) {
