@@ -1,7 +1,7 @@
 #include "coordinator/api/model_files.h"
 
+#include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "coordinator/text/tokenizer_config.h"
 
 namespace marcoro {
 namespace {
@@ -24,20 +25,8 @@ absl::Status Bad(const std::string& path, absl::string_view field, absl::string_
   return absl::InvalidArgumentError(absl::StrCat(path, ": ", field, " must be ", expected));
 }
 
-absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  std::string content(kMaxFileBytes + 1, '\0');
-  file.read(content.data(), static_cast<std::streamsize>(content.size()));
-  content.resize(static_cast<size_t>(file.gcount()));
-  if (content.size() > kMaxFileBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(path, " is larger than 4 MiB"));
-  }
-  return content;
-}
-
 absl::StatusOr<json> ReadJsonObject(const std::string& path) {
-  absl::StatusOr<std::string> text = ReadSmallFile(path);
+  absl::StatusOr<std::string> text = ReadTextFile(path, kMaxFileBytes);
   if (!text.ok()) return text.status();
   json object = json::parse(*text, /*cb=*/nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) return absl::InvalidArgumentError(path + " is not a JSON object");
@@ -90,7 +79,11 @@ absl::Status ReadNumber(const std::string& path, const json& object, const char*
                         double high, bool open, std::optional<float>* target) {
   const json* value = Find(object, key);
   if (value == nullptr) return absl::OkStatus();
-  const double number = value->is_number() ? value->get<double>() : std::nan("");
+  // As it is used: what is smaller than any float is a zero.
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  const double number =
+      value->is_number() ? static_cast<float>(std::clamp(value->get<double>(), -kLargest, kLargest))
+                         : std::nan("");
   if (!(number <= high && (open ? number > low : number >= low))) {
     return Bad(path, key, absl::StrCat("a number in ", open ? "(" : "[", low, ", ", high, "]"));
   }
@@ -163,7 +156,7 @@ absl::StatusOr<GenerationConfigFile> ReadGenerationConfig(const std::string& dir
 }
 
 std::string ReadLicense(const std::string& directory) {
-  absl::StatusOr<std::string> text = ReadSmallFile(directory + "/README.md");
+  absl::StatusOr<std::string> text = ReadTextFile(directory + "/README.md", kMaxFileBytes);
   if (!text.ok()) return "";
   std::istringstream lines(*std::move(text));
   std::string line;

@@ -16,6 +16,7 @@
 #include "coordinator/api/served_model.h"
 #include "coordinator/api/services.h"
 #include "coordinator/routing/router.h"
+#include "grpc/health/v1/health.pb.h"
 #include "marcoro/v1/inference.pb.h"
 #include "marcoro/v1/model.pb.h"
 
@@ -66,6 +67,8 @@ class ApiServerImpl final : public ApiServer {
     static std::once_flag plugins;
     std::call_once(plugins, [] {
       grpc::EnableDefaultHealthCheckService(true);
+      // gRPC answers it without a descriptor; reflection needs one, which is linked if it is used.
+      google::protobuf::LinkMessageReflection<grpc::health::v1::HealthCheckRequest>();
       grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     });
     inference_ = MakeInferenceService(api_);

@@ -45,6 +45,46 @@ MARCORO_INLINE const BFloat16* Bf16At(const char* block) {
   return reinterpret_cast<const BFloat16*>(block);
 }
 
+// sums[r] += the pair of row r, `stride` elements behind that of row r - 1, · each of the values.
+template <int rows, int vectors>
+MARCORO_INLINE void AddPairs(const BFloat16* pairs, int64_t stride, const Pairs (&values)[vectors],
+                             Float (&sums)[rows][vectors]) {
+  MARCORO_UNROLL
+  for (int r = 0; r < rows; ++r) {
+    const Pairs pair = BroadcastPair(pairs + r * stride);
+    MARCORO_UNROLL
+    for (int v = 0; v < vectors; ++v) sums[r][v] = DotPairs(sums[r][v], pair, values[v]);
+  }
+}
+
+// The same of rows of four elements and codes; with two of them unless `four`.
+template <int rows, int vectors, bool four = true>
+MARCORO_INLINE void AddFours(const BFloat16* fours, int64_t stride, const Decoder& decode,
+                             const char* const (&codes)[vectors], Float (&sums)[rows][vectors]) {
+#if defined(__AVX512F__)
+  MARCORO_UNROLL
+  for (int v = 0; v < vectors; ++v) {
+    const PairsOfCodes values = decode(codes[v]);
+    MARCORO_UNROLL
+    for (int r = 0; r < rows; ++r) {
+      const BFloat16* row = fours + r * stride;
+      sums[r][v] = DotPairs(sums[r][v], values.first, BroadcastPair(row));
+      if constexpr (four) sums[r][v] = DotPairs(sums[r][v], values.second, BroadcastPair(row + 2));
+    }
+  }
+#else  // to widen a pair takes longer than to multiply with it: once for all vectors
+  Pairs values[vectors];
+  MARCORO_UNROLL
+  for (int v = 0; v < vectors; ++v) values[v] = decode.First(codes[v]);
+  AddPairs<rows, vectors>(fours, stride, values, sums);
+  if constexpr (four) {
+    MARCORO_UNROLL
+    for (int v = 0; v < vectors; ++v) values[v] = decode.Second(codes[v]);
+    AddPairs<rows, vectors>(fours + 2, stride, values, sums);
+  }
+#endif
+}
+
 // Scores of `rows` heads against the keys in `vectors` neighbouring vectors of positions, in BF16.
 template <int rows, int vectors>
 MARCORO_INLINE void ScoreVectorsBf16(const BFloat16* q, int32_t head_dim, const KvTile& kv,
@@ -68,12 +108,7 @@ MARCORO_INLINE void ScoreVectorsBf16(const BFloat16* q, int32_t head_dim, const 
       key[v] = LoadPairs(keys[v] + int64_t{i} * kBlockTokens);
       Prefetch(next_keys[v] + int64_t{i} * kBlockTokens);
     }
-    MARCORO_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      const Pairs query = BroadcastPair(q + int64_t{r} * head_dim + i);
-      MARCORO_UNROLL
-      for (int v = 0; v < vectors; ++v) sums[r][v] = DotPairs(sums[r][v], query, key[v]);
-    }
+    AddPairs<rows, vectors>(q + i, head_dim, key, sums);
   }
   MARCORO_UNROLL
   for (int r = 0; r < rows; ++r) {
@@ -88,24 +123,6 @@ MARCORO_INLINE void ScoreVectorsBf16(const BFloat16* q, int32_t head_dim, const 
 MARCORO_INLINE const float* ScalesOf(const KvTile& kv, int64_t scales, int32_t vector) {
   return reinterpret_cast<const float*>(kv.blocks[vector / kVectorsPerBlock] + scales) +
          vector % kVectorsPerBlock * kLanes;
-}
-
-// sums += the products with elements [i, i + 4) of the keys; with two of them where no more are
-// left.
-template <int rows, int vectors, bool four>
-MARCORO_INLINE void AddProductsFp8(const BFloat16* q, int32_t head_dim, int32_t i,
-                                   const Decoder& decode, const char* const (&keys)[vectors],
-                                   Float (&sums)[rows][vectors]) {
-  MARCORO_UNROLL
-  for (int v = 0; v < vectors; ++v) {
-    const PairsOfCodes key = decode(keys[v] + int64_t{i} * kBlockTokens);
-    MARCORO_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      const BFloat16* query = q + int64_t{r} * head_dim + i;
-      sums[r][v] = DotPairs(sums[r][v], key.first, BroadcastPair(query));
-      if constexpr (four) sums[r][v] = DotPairs(sums[r][v], key.second, BroadcastPair(query + 2));
-    }
-  }
 }
 
 // The same in FP8: products with codes, then times the keys' scales.
@@ -129,9 +146,11 @@ MARCORO_INLINE void ScoreVectorsFp8(const BFloat16* q, int32_t head_dim, const K
   for (; i + 4 <= head_dim; i += 4) {
     MARCORO_UNROLL
     for (int v = 0; v < vectors; ++v) Prefetch(next_keys[v] + int64_t{i} * kBlockTokens);
-    AddProductsFp8<rows, vectors, true>(q, head_dim, i, decode, keys, sums);
+    AddFours<rows, vectors>(q + i, head_dim, decode, keys, sums);
+    MARCORO_UNROLL
+    for (int v = 0; v < vectors; ++v) keys[v] += 4 * kBlockTokens;
   }
-  if (i < head_dim) AddProductsFp8<rows, vectors, false>(q, head_dim, i, decode, keys, sums);
+  if (i < head_dim) AddFours<rows, vectors, false>(q + i, head_dim, decode, keys, sums);
   MARCORO_UNROLL
   for (int v = 0; v < vectors; ++v) {
     const Float scales =
@@ -213,12 +232,7 @@ MARCORO_INLINE void WeighVectorsBf16(const KvTile& kv, int32_t head_dim, int32_t
       value[v] = LoadPairs(row + v * kLanes * 2, keep);
       Prefetch(next_row + v * kLanes * 2);
     }
-    MARCORO_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      const Pairs probability = BroadcastPair(tile.probabilities[r] + pair * 2);
-      MARCORO_UNROLL
-      for (int v = 0; v < vectors; ++v) sums[r][v] = DotPairs(sums[r][v], probability, value[v]);
-    }
+    AddPairs<rows, vectors>(&tile.probabilities[0][pair * 2], kTileTokens, value, sums);
   }
   StoreSums<rows, vectors>(sums, padded, out + element);
 }
@@ -238,17 +252,13 @@ MARCORO_INLINE void WeighVectorsFp8(const KvTile& kv, int32_t head_dim, int32_t 
         ValueCodes(head_dim) + (int64_t{quad % kBlockQuads} * padded + element) * 4;
     const char* row = kv.blocks[quad / kBlockQuads] + offset;
     const char* next_row = kv.next[quad / kBlockQuads] + offset;
+    const char* codes[vectors];
     MARCORO_UNROLL
     for (int v = 0; v < vectors; ++v) {
-      const PairsOfCodes value = decode(row + v * kLanes * 4);
+      codes[v] = row + v * kLanes * 4;
       Prefetch(next_row + v * kLanes * 4);
-      MARCORO_UNROLL
-      for (int r = 0; r < rows; ++r) {
-        const BFloat16* probability = tile.probabilities[r] + quad * 4;
-        sums[r][v] = DotPairs(sums[r][v], value.first, BroadcastPair(probability));
-        sums[r][v] = DotPairs(sums[r][v], value.second, BroadcastPair(probability + 2));
-      }
     }
+    AddFours<rows, vectors>(&tile.probabilities[0][quad * 4], kTileTokens, decode, codes, sums);
   }
   StoreSums<rows, vectors>(sums, padded, out + element);
 }

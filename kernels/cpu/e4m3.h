@@ -44,13 +44,13 @@ MARCORO_INLINE uint8_t E4M3Of(float value) {
   return static_cast<uint8_t>(code | (bits >> 24 & 0x80));
 }
 
+#if defined(__AVX512F__)
+
 // Two vectors of pairs: numbers of codes times kDecodedUnit.
 struct PairsOfCodes {
   Pairs first;
   Pairs second;
 };
-
-#if defined(__AVX512F__)
 
 constexpr float kDecodedUnit = 1;
 
@@ -107,13 +107,19 @@ constexpr float kDecodedUnit = 1.0f / 256;
 
 class Decoder {
  public:
-  // The 32 codes of a unit that belong to eight lanes.
-  MARCORO_INLINE PairsOfCodes operator()(const char* codes) const {
-    const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
-    return {Widen(_mm256_shuffle_epi8(code, first_)), Widen(_mm256_shuffle_epi8(code, second_))};
+  // Of the 32 codes of a unit that belong to eight lanes the first and the second pair of each
+  // lane: numbers of codes times kDecodedUnit.
+  MARCORO_INLINE Pairs First(const char* codes) const {
+    return Widen(_mm256_shuffle_epi8(Load(codes), first_));
+  }
+  MARCORO_INLINE Pairs Second(const char* codes) const {
+    return Widen(_mm256_shuffle_epi8(Load(codes), second_));
   }
 
  private:
+  MARCORO_INLINE static __m256i Load(const char* codes) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+  }
   // Of 16 codes, in the upper bytes of their words: in each half four first elements of pairs, then
   // the four second ones.
   MARCORO_INLINE static Pairs Widen(__m256i codes) {

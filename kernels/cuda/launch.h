@@ -28,6 +28,7 @@ struct LaunchShape {
 #ifdef MARCORO_SIMT
 
 using Stream = simt::Stream;
+using Event = simt::StreamEvent;
 
 // How many clusters of such a launch run at once; 0 where there are none.
 template <typename... Parameters>
@@ -54,6 +55,7 @@ void Launch(Stream stream, const LaunchShape& shape, void (*kernel)(Parameters..
 #else
 
 using Stream = cudaStream_t;
+using Event = cudaEvent_t;  // a place in a stream
 
 // Whether the device runs code of the kernel that was compiled for sm_90 or newer: in older code
 // WaitForKernelAhead does nothing.

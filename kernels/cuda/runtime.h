@@ -58,12 +58,7 @@ void CopyRowsOnDevice(Stream stream, void* to, size_t to_stride, const void* fro
 // Every byte becomes `byte`.
 void Fill(Stream stream, void* device, int byte, size_t bytes);
 
-// A place in a stream. Events are made once and marked again and again.
-#ifdef MARCORO_SIMT
-struct Event {};
-#else
-using Event = cudaEvent_t;
-#endif
+// Events are made once and marked again and again.
 absl::StatusOr<Event> CreateEvent();
 void DestroyEvent(Event event);
 // The event is now behind all that has been queued.

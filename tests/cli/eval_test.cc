@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/e2e/cluster.h"
@@ -13,7 +14,9 @@ namespace marcoro {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 using Json = nlohmann::json;
 
@@ -65,6 +68,13 @@ TEST_F(EvalTest, ServersAndModelsAreLinesOfOneTable) {
   const Finished run = Run({"--text=" + text, "--choices=" + questions, "--context=64",
                             "--address=" + cluster.address(), "--model=" + ModelFolder("tiny")});
   EXPECT_EQ(run.exit_code, 0) << run.err;
+  // Nothing but how far each part of each line is: all is well.
+  const std::string label = "marcoro eval: evaluating ";
+  EXPECT_THAT(
+      std::vector<std::string>(absl::StrSplit(run.err, '\n')),
+      ElementsAre(StartsWith(label + cluster.address()), StartsWith(label + cluster.address()),
+                  StartsWith(label + ModelFolder("tiny")), StartsWith(label + ModelFolder("tiny")),
+                  ""));
   EXPECT_THAT(run.out,
               AllOf(HasSubstr("perplexity"), HasSubstr("normalised"), HasSubstr(cluster.address()),
                     HasSubstr(ModelFolder("tiny")), HasSubstr("100.00 %")));

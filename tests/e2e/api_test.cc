@@ -1,4 +1,5 @@
 // Every RPC once, over a socket, at each tensor-parallel degree.
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/e2e/cluster.h"
@@ -144,6 +145,14 @@ void EveryRpcTest::ExpectReflection() {
   for (const char* service :
        {"marcoro.v1.InferenceService", "marcoro.v1.ModelService", "grpc.health.v1.Health"}) {
     EXPECT_THAT(reply.messages[0], HasSubstr(service));
+    // ServerReflectionRequest{file_containing_symbol: service}: field 4. The answer is a descriptor
+    // of the file, whose name stands in it.
+    const std::string symbol = service;
+    const RawReply described = CallRaw(
+        client().channel(), "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        absl::StrCat("\x22", std::string(1, static_cast<char>(symbol.size())), symbol));
+    ASSERT_EQ(described.messages.size(), 1u) << service;
+    EXPECT_THAT(described.messages[0], HasSubstr("/v1/")) << service;
   }
 }
 

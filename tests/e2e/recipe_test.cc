@@ -116,9 +116,11 @@ TEST_F(ServersFolder, GoesAwayWithTheServerWhichTellsTheRecipeInItsPlace) {
     const auto model = cluster.client().Model();
     EXPECT_EQ(model.name(), "slerp_gradient");
     EXPECT_EQ(model.checkpoint(), Recipe("slerp_gradient"));
+    EXPECT_EQ(cluster.client().Generate(Greedy("Return", 1)).response.model(), "slerp_gradient");
     EXPECT_EQ(Folders().size(), 1u);
   }
   EXPECT_TRUE(Folders().empty());
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 1) << "that of all servers stays";
 }
 
 TEST_F(ServersFolder, OfAKilledServerIsRemovedByTheNextAndNoOther) {

@@ -73,6 +73,7 @@ class Pack(gpu_proof.ScriptTest):
         for name in ("tiny/model.safetensors", "small/golden.json", "sampling_cases.json", "mistral-7b/config.json", "mistral-7b/tokenizer.model"):
             self.assertTrue((self.output / "tests/data" / name).exists(), name)
         self.assertRegex((self.output / "pack.txt").read_text(encoding="utf-8"), r"(?s)commit=.+\narchitectures=80;90a-real\nglibc=2\.\d+\n")
+        self.assertLess(pathlib.Path(f"{self.output}.tar.xz").stat().st_size, 50_000_000)
         listed = self.call("tar", "-tf", f"{self.output}.tar.xz").stdout.splitlines()
         self.assertLessEqual({"packed/run.sh", "packed/transformers_speed.py", "packed/bin/marcoro", "packed/old/libc.so.6"}, set(listed))
         self.assertEqual(self.pack().returncode, 0, "a folder of its own is made anew")

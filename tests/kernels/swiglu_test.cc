@@ -1,26 +1,11 @@
-#include <cmath>
-
 #include "gtest/gtest.h"
 #include "tests/kernels/backends.h"
 #include "tests/kernels/compare.h"
 #include "tests/kernels/matrix.h"
+#include "tests/kernels/swiglu_formula.h"
 
 namespace marcoro {
 namespace {
-
-// silu(gate) * up in double, rounded to float.
-Matrix Expected(const Matrix& gate_up) {
-  const int64_t width = gate_up.columns() / 2;
-  Matrix result(DType::kF32, gate_up.rows(), width);
-  for (int64_t t = 0; t < gate_up.rows(); ++t) {
-    for (int64_t i = 0; i < width; ++i) {
-      const double gate = gate_up.At(t, i);
-      const double up = gate_up.At(t, width + i);
-      result.Set(t, i, static_cast<float>(gate / (1 + std::exp(-gate)) * up));
-    }
-  }
-  return result;
-}
 
 class SwiGluTest : public ::testing::TestWithParam<std::string> {};
 
@@ -32,7 +17,7 @@ TEST_P(SwiGluTest, IsTheFormulaRoundedOnce) {
       const Matrix gate_up = Matrix(DType::kF32, tokens, 2 * width, 3).FillNormal(1, 5);
       const Matrix out(DType::kBF16, tokens, width, 7);
       backend->SwiGlu(gate_up.view(), out.view());
-      EXPECT_TRUE(Near(Expected(gate_up), out, kBf16HalfUlp * 1.01f, 0));
+      EXPECT_TRUE(Near(ExpectedSwiGlu(gate_up), out, kBf16HalfUlp * 1.01f, 0));
       EXPECT_TRUE(out.PaddingIsIntact());
     }
   }
@@ -49,7 +34,7 @@ TEST_P(SwiGluTest, TheWholeRangeOfGates) {
   }
   const Matrix out(DType::kBF16, 1, kWidth);
   backend->SwiGlu(gate_up.view(), out.view());
-  EXPECT_TRUE(Near(Expected(gate_up), out, kBf16HalfUlp * 1.01f, 1e-35f));
+  EXPECT_TRUE(Near(ExpectedSwiGlu(gate_up), out, kBf16HalfUlp * 1.01f, 1e-35f));
 }
 
 TEST_P(SwiGluTest, AnElementDoesNotDependOnItsPlaceOrTheThreads) {

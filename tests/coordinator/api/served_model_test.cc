@@ -149,6 +149,7 @@ TEST_F(ServedModelTest, SamplingDefaultsOutOfRangeAreRefusedByField) {
       {R"({"top_k": -1})", "top_k"},
       {R"({"typical_p": 2})", "typical_p"},
       {R"({"repetition_penalty": 0})", "repetition_penalty"},
+      {R"({"repetition_penalty": 1e-60})", "repetition_penalty"},  // no float but 0
       {R"({"do_sample": 1})", "do_sample"},
       {R"({"eos_token_id": 4096})", "eos_token_id"},
   };

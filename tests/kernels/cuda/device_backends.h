@@ -29,8 +29,8 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeStagedDeviceBackend(int threads,
 // Whether an op takes so long that tests of many sizes should take fewer: true in the emulator.
 bool DeviceIsEmulated();
 
-// Whether a whole model runs on it in seconds: not in an emulator with AddressSanitizer. That looks
-// at the kernels in their own tests.
+// Whether a whole model computes many tokens on it in seconds: not in an emulator with
+// AddressSanitizer.
 bool DeviceRunsModels();
 
 }  // namespace marcoro

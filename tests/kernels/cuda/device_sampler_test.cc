@@ -15,30 +15,13 @@
 #include "kernels/cuda/ops.h"
 #include "tests/kernels/cuda/device_matrix.h"
 #include "worker/sampling/sampler.h"
+#include "worker/sampling/token_rules.h"
 
 namespace marcoro::cuda {
 namespace {
 
 constexpr int32_t kVocabulary = 77;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-TokenRules RulesOf(const SamplingParams& params) {
-  return {.seed = params.seed,
-          .temperature = params.temperature,
-          .top_k = params.top_k,
-          .top_p = params.top_p,
-          .min_p = params.min_p,
-          .typical_p = params.typical_p,
-          .repetition_penalty = params.repetition_penalty,
-          .presence_penalty = params.presence_penalty,
-          .frequency_penalty = params.frequency_penalty,
-          .logit_bias = params.logit_bias,
-          .allowed_tokens = params.allowed_token_ids,
-          .bad_words = params.bad_words,
-          .end_tokens = params.end_token_ids,
-          .min_tokens = params.min_tokens,
-          .logprobs = params.logprobs};
-}
 
 std::unique_ptr<DeviceSampler> MakeSampler(const TokenSamplerLimits& limits) {
   auto sampler = DeviceSampler::Create(TestStream(), limits, [] { return absl::OkStatus(); });

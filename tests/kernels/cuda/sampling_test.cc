@@ -16,6 +16,7 @@
 #include "kernels/cuda/ops.h"
 #include "tests/kernels/cuda/device_matrix.h"
 #include "tests/kernels/cuda/sampled_sequence.h"
+#include "tests/worker/sampling/sampling_cases.h"
 #include "worker/sampling/philox.h"
 #include "worker/sampling/token_weights.h"
 
@@ -266,24 +267,6 @@ TEST(CudaSamplingTest, ManyEqualLogits) {
       ASSERT_NO_FATAL_FAILURE(ExpectSameStep(sequences, device, logits));
     }
   }
-}
-
-SamplingParams ParseParams(const json& values) {
-  SamplingParams params;
-  params.temperature = values.value("temperature", 1.0f);
-  params.top_k = values.value("top_k", 0);
-  params.top_p = values.value("top_p", 1.0f);
-  params.min_p = values.value("min_p", 0.0f);
-  params.typical_p = values.value("typical_p", 1.0f);
-  params.repetition_penalty = values.value("repetition_penalty", 1.0f);
-  params.presence_penalty = values.value("presence_penalty", 0.0f);
-  params.frequency_penalty = values.value("frequency_penalty", 0.0f);
-  if (values.contains("logit_bias")) {
-    for (const auto& [id, bias] : values["logit_bias"].items()) {
-      params.logit_bias.emplace_back(std::stoi(id), bias.get<float>());
-    }
-  }
-  return params;
 }
 
 // How often each token is drawn under many seeds, against the distributions that Hugging Face

@@ -1,26 +1,11 @@
-#include <cmath>
-
 #include "gtest/gtest.h"
 #include "kernels/cuda/ops.h"
 #include "tests/kernels/compare.h"
 #include "tests/kernels/cuda/device_matrix.h"
+#include "tests/kernels/swiglu_formula.h"
 
 namespace marcoro::cuda {
 namespace {
-
-// silu(gate) * up in double, rounded to float.
-Matrix Expected(const Matrix& gate_up) {
-  const int64_t width = gate_up.columns() / 2;
-  Matrix result(DType::kF32, gate_up.rows(), width);
-  for (int64_t t = 0; t < gate_up.rows(); ++t) {
-    for (int64_t i = 0; i < width; ++i) {
-      const double gate = gate_up.At(t, i);
-      const double up = gate_up.At(t, width + i);
-      result.Set(t, i, static_cast<float>(gate / (1 + std::exp(-gate)) * up));
-    }
-  }
-  return result;
-}
 
 Matrix RunOp(const Matrix& gate_up, int64_t out_padding) {
   const DeviceMatrix device(gate_up);
@@ -35,7 +20,7 @@ TEST(CudaSwiGluTest, IsTheFormulaRoundedOnce) {
       SCOPED_TRACE(::testing::Message() << width << " columns, padding " << padding);
       const Matrix gate_up = Matrix(DType::kF32, 3, 2 * width, padding).FillNormal(1, 5);
       const Matrix out = RunOp(gate_up, padding);
-      EXPECT_TRUE(Near(Expected(gate_up), out, kBf16HalfUlp * 1.01f, 0));
+      EXPECT_TRUE(Near(ExpectedSwiGlu(gate_up), out, kBf16HalfUlp * 1.01f, 0));
       EXPECT_TRUE(out.PaddingIsIntact());
     }
   }
@@ -49,7 +34,7 @@ TEST(CudaSwiGluTest, TheWholeRangeOfGates) {
     gate_up.Set(0, i, static_cast<float>(sixteenths) / 16);  // -125 … 125
     gate_up.Set(0, kWidth + i, 1);
   }
-  EXPECT_TRUE(Near(Expected(gate_up), RunOp(gate_up, 0), kBf16HalfUlp * 1.01f, 1e-35f));
+  EXPECT_TRUE(Near(ExpectedSwiGlu(gate_up), RunOp(gate_up, 0), kBf16HalfUlp * 1.01f, 1e-35f));
 }
 
 TEST(CudaSwiGluTest, AnElementDoesNotDependOnItsPlace) {

@@ -9,13 +9,7 @@ namespace marcoro::simt {
 namespace {
 
 constexpr int kRows = 16;
-constexpr int kDepth = 16;
-constexpr int kCodeDepth = 32;
 constexpr int kColumns = 8;
-
-float Half(uint32_t pair, int half) {
-  return std::bit_cast<float>(half == 0 ? pair << 16 : pair & 0xffff0000u);
-}
 
 struct Operands {
   float* c;
@@ -23,31 +17,9 @@ struct Operands {
   const uint32_t* b;
 };
 
-// Unpacks the lanes' fragments, multiplies, and adds to theirs. Sums are in double, rounded once.
-void MultiplyFragments(const std::array<void*, kWarpThreads>& lanes) {
-  float a[kRows][kDepth];
-  float b[kDepth][kColumns];
-  for (int lane = 0; lane < kWarpThreads; ++lane) {
-    const auto& operands = *static_cast<const Operands*>(lanes[lane]);
-    const int group = lane / 4;
-    const int pair = lane % 4 * 2;
-    for (int half = 0; half < 2; ++half) {
-      for (int r = 0; r < 4; ++r) {
-        a[group + r % 2 * 8][pair + half + r / 2 * 8] = Half(operands.a[r], half);
-      }
-      for (int r = 0; r < 2; ++r) b[pair + half + r * 8][group] = Half(operands.b[r], half);
-    }
-  }
-  for (int lane = 0; lane < kWarpThreads; ++lane) {
-    const auto& operands = *static_cast<const Operands*>(lanes[lane]);
-    for (int i = 0; i < 4; ++i) {
-      const int row = lane / 4 + i / 2 * 8;
-      const int column = lane % 4 * 2 + i % 2;
-      double sum = operands.c[i];
-      for (int k = 0; k < kDepth; ++k) sum += double{a[row][k]} * b[k][column];
-      operands.c[i] = static_cast<float>(sum);
-    }
-  }
+// The elements of a word of a fragment: two BF16 numbers, or four E4M3 codes.
+double Half(uint32_t pair, int half) {
+  return std::bit_cast<float>(half == 0 ? pair << 16 : pair & 0xffff0000u);
 }
 
 double CodeValue(uint32_t word, int byte) {
@@ -59,19 +31,21 @@ double CodeValue(uint32_t word, int byte) {
   return (code & 0x80u) != 0 ? -value : value;
 }
 
-// The same of E4M3 codes.
-void MultiplyCodeFragments(const std::array<void*, kWarpThreads>& lanes) {
-  double a[kRows][kCodeDepth];
-  double b[kCodeDepth][kColumns];
+// Unpacks the lanes' fragments, multiplies, and adds to theirs. Sums are in double, rounded once.
+template <int kWordElements, double (*Element)(uint32_t word, int element)>
+void MultiplyFragments(const std::array<void*, kWarpThreads>& lanes) {
+  constexpr int kDepth = 8 * kWordElements;
+  double a[kRows][kDepth];
+  double b[kDepth][kColumns];
   for (int lane = 0; lane < kWarpThreads; ++lane) {
     const auto& operands = *static_cast<const Operands*>(lanes[lane]);
     const int group = lane / 4;
-    const int four = lane % 4 * 4;
-    for (int byte = 0; byte < 4; ++byte) {
+    for (int element = 0; element < kWordElements; ++element) {
+      const int k = lane % 4 * kWordElements + element;
       for (int r = 0; r < 4; ++r) {
-        a[group + r % 2 * 8][four + byte + r / 2 * 16] = CodeValue(operands.a[r], byte);
+        a[group + r % 2 * 8][k + r / 2 * (kDepth / 2)] = Element(operands.a[r], element);
       }
-      for (int r = 0; r < 2; ++r) b[four + byte + r * 16][group] = CodeValue(operands.b[r], byte);
+      for (int r = 0; r < 2; ++r) b[k + r * (kDepth / 2)][group] = Element(operands.b[r], element);
     }
   }
   for (int lane = 0; lane < kWarpThreads; ++lane) {
@@ -80,7 +54,7 @@ void MultiplyCodeFragments(const std::array<void*, kWarpThreads>& lanes) {
       const int row = lane / 4 + i / 2 * 8;
       const int column = lane % 4 * 2 + i % 2;
       double sum = operands.c[i];
-      for (int k = 0; k < kCodeDepth; ++k) sum += a[row][k] * b[k][column];
+      for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[k][column];
       operands.c[i] = static_cast<float>(sum);
     }
   }
@@ -96,13 +70,13 @@ struct MatrixLoad {
 void MultiplyMatrix(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                     SourceLocation here) {
   Operands operands = {c, a, b};
-  MeetInWarp(&operands, here, MultiplyFragments);
+  MeetInWarp(&operands, here, MultiplyFragments<2, Half>);
 }
 
 void MultiplyCodeMatrix(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                         SourceLocation here) {
   Operands operands = {c, a, b};
-  MeetInWarp(&operands, here, MultiplyCodeFragments);
+  MeetInWarp(&operands, here, MultiplyFragments<4, CodeValue>);
 }
 
 void LoadMatrices(uint32_t (&r)[4], const void* shared_row, bool transposed, SourceLocation here) {

@@ -64,6 +64,9 @@ struct Stream {
   StreamState* state = nullptr;
 };
 
+// A place in a stream: all that is before it has happened.
+struct StreamEvent {};
+
 // Runs the work, or records it while the stream is captured.
 inline void Queue(Stream stream, std::function<void()> work) {
   if (stream.state == nullptr || stream.state->recording == nullptr) return work();

@@ -49,13 +49,13 @@ class ExportedGoldenTest : public ::testing::TestWithParam<const char*> {
 };
 
 TEST_P(ExportedGoldenTest, StaysWithinTheDivergenceBoundOfQuantizingWhileLoading) {
-  for (const std::string& backend : BackendsFor(GetParam())) {
+  for (const std::string& backend : AvailableBackends()) {
     TestModel loaded({.checkpoint = GetParam(), .backend = backend});
     TestModel exported({.checkpoint = exported_, .backend = backend});
     double from_loaded = 0;
     double from_golden = 0;
     int count = 0;
-    for (const GoldenPrompt& prompt : ReadGolden(GetParam(), "_fp8")) {
+    for (const GoldenPrompt& prompt : ReadGolden(GetParam(), "_fp8", backend)) {
       loaded.Restart();
       exported.Restart();
       const Logits expected = loaded.Step(prompt.ids);
@@ -82,10 +82,10 @@ TEST(ExportedTest, WithScalesInFloat32TheLogitsAreTheSameBits) {
   testing::TempFolder folder;
   const std::string exported = folder.File("exported");
   ASSERT_TRUE(Export(testing::TestData("window"), exported).ok());
-  for (const std::string& backend : BackendsFor("window")) {
+  for (const std::string& backend : AvailableBackends()) {
     TestModel from_plain({.checkpoint = "window", .backend = backend});
     TestModel from_fp8({.checkpoint = exported, .backend = backend});
-    for (const GoldenPrompt& prompt : ReadGolden("window", "_fp8")) {
+    for (const GoldenPrompt& prompt : ReadGolden("window", "_fp8", backend)) {
       from_plain.Restart();
       from_fp8.Restart();
       EXPECT_EQ(from_plain.Step(prompt.ids), from_fp8.Step(prompt.ids)) << backend;

@@ -21,14 +21,15 @@ struct Case {
 
 class KvFp8GoldenTest : public testing::TestWithParam<Case> {
  protected:
-  double MeanDivergence(TestModelOptions options) const {
+  // Over the prompts that are for the backend `prompts_of`.
+  double MeanDivergence(TestModelOptions options, const std::string& prompts_of) const {
     options.checkpoint = GetParam().checkpoint;
     options.kv = KvFormat::kFp8;
     TestModel model(options);
     double sum = 0;
     int count = 0;
     for (const GoldenPrompt& prompt :
-         ReadGolden(GetParam().checkpoint, GetParam().quantized ? "_fp8" : "")) {
+         ReadGolden(GetParam().checkpoint, GetParam().quantized ? "_fp8" : "", prompts_of)) {
       model.Restart();
       const auto logits = model.Step(prompt.ids);
       for (int position = prompt.first; position < prompt.last; ++position) {
@@ -38,23 +39,29 @@ class KvFp8GoldenTest : public testing::TestWithParam<Case> {
     }
     return sum / count;
   }
+  double Float32Divergence(const std::string& prompts_of) const {
+    return MeanDivergence({.backend = "reference",
+                           .activations = DType::kF32,
+                           .linear = GetParam().quantized ? DType::kF8E4M3 : DType::kF32},
+                          prompts_of);
+  }
 };
 
 TEST_P(KvFp8GoldenTest, Float32ReferenceDivergesAsMuchAsTheIndependentImplementation) {
-  const double divergence =
-      MeanDivergence({.backend = "reference",
-                      .activations = DType::kF32,
-                      .linear = GetParam().quantized ? DType::kF8E4M3 : DType::kF32});
+  const double divergence = Float32Divergence("reference");
   EXPECT_NEAR(divergence, GetParam().divergence, 0.05 * GetParam().divergence);
 }
 
 TEST_P(KvFp8GoldenTest, Bf16ActivationsAddNoMoreThanTheyDoWithABf16Cache) {
-  for (const std::string& backend : BackendsFor(GetParam().checkpoint)) {
+  for (const std::string& backend : AvailableBackends()) {
     const double divergence = MeanDivergence(
-        {.backend = backend, .linear = GetParam().quantized ? DType::kF8E4M3 : DType::kBF16});
+        {.backend = backend, .linear = GetParam().quantized ? DType::kF8E4M3 : DType::kBF16},
+        backend);
     std::printf("%s %s: mean KL %.2e\n", GetParam().checkpoint.c_str(), backend.c_str(),
                 divergence);
-    EXPECT_LE(divergence, GetParam().divergence + 1.5e-4) << backend;
+    // A device's prompts may be fewer than those that the independent implementation ran.
+    const double exact = backend == "cuda" ? Float32Divergence(backend) : GetParam().divergence;
+    EXPECT_LE(divergence, exact + 1.5e-4) << backend;
   }
 }
 

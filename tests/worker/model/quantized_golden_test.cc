@@ -87,7 +87,7 @@ TEST_P(QuantizedGoldenTest, WeightsStayWithinTheDivergenceBound) {
 
 // This model, which nobody has trained, amplifies what BF16 activations lose.
 TEST_P(QuantizedGoldenTest, Bf16ActivationsLoseNoMoreThanTheReferencesOwn) {
-  for (const std::string& backend : BackendsFor(Checkpoint())) {
+  for (const std::string& backend : AvailableBackends()) {
     for (const DType linear : {DType::kF8E4M3, DType::kBF16}) {
       const double divergence =
           MeanDivergence({.checkpoint = Checkpoint(), .backend = backend, .linear = linear});

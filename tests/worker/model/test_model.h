@@ -43,9 +43,7 @@ class TestModel {
   int32_t position_ = 0;
 };
 
-// Kernel families that this machine runs, of "reference", "avx2", "avx512" and "cuda", and that run
-// the checkpoint of tests/data in seconds: an emulated device takes a thousand times as long, and
-// is for "tiny" alone.
-std::vector<std::string> BackendsFor(const std::string& checkpoint);
+// Kernel families that this machine runs, of "reference", "avx2", "avx512" and "cuda".
+std::vector<std::string> AvailableBackends();
 
 }  // namespace marcoro

@@ -284,6 +284,9 @@ void Simulation::FinishEnded(const StepUnderWay& step) {
     EXPECT_EQ(found->known_tokens(),
               static_cast<int32_t>(sequence.request.prompt_ids.size()) + step.generated[i]);
     EXPECT_TRUE(std::equal(found->tokens.begin(), known, sequence.tokens.begin()));
+    if (!late_tokens_) {
+      EXPECT_EQ(found->tokens, sequence.tokens);
+    }
     EXPECT_TRUE(scheduler_.Finish(id));
     Erase(id);
     ++totals_.finished;
