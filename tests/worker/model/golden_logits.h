@@ -28,6 +28,9 @@ struct GoldenPrompt {
 std::vector<GoldenPrompt> ReadGolden(const std::string& checkpoint, const std::string& weights,
                                      const std::string& backend = "reference");
 
+// Whether those are all prompts of the checkpoint, which the bounds of the means are for.
+bool RunsAllPrompts(const std::string& checkpoint, const std::string& backend);
+
 // A two-dimensional float32 tensor of a file.
 std::vector<std::vector<float>> ReadMatrix(const SafetensorsFile& file, const std::string& name);
 
