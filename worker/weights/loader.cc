@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/check.h"
+#include "kernels/cpu/memory.h"
 #include "worker/weights/load_plan.h"
 #include "worker/weights/model_tensors.h"
 #include "worker/weights/parallel_state.h"
@@ -105,14 +106,15 @@ absl::StatusOr<std::unique_ptr<StagingRing>> MakeRing(const TensorSource& source
 // Fills destinations job by job, each on all threads of the backend.
 class ShardLoader {
  public:
-  // Without a ring the host converts.
+  // Without a ring the host converts. Without kept_bytes nothing is discarded.
   ShardLoader(TensorSource& source, const Shard& shard, Backend& backend, StagingRing* ring,
-              ProgressCounter& progress)
+              ProgressCounter& progress, std::optional<uint64_t> kept_bytes)
       : source_(source),
         shard_(shard),
         backend_(backend),
         ring_(ring),
         progress_(progress),
+        kept_bytes_(kept_bytes),
         // Ranks begin at different places of a tensor. What several of them read is then brought
         // in by one and found in the page cache by the others; in step, all would wait for the
         // same pages.
@@ -132,6 +134,7 @@ class ShardLoader {
       }
       if (absl::Status status = RunJob(jobs[i]); !status.ok()) return status;
       ahead -= TensorBytes(jobs[i]);
+      DiscardBehind(jobs, i + 1);
     }
     return ring_ == nullptr ? absl::OkStatus() : ring_->Finish();
   }
@@ -154,6 +157,17 @@ class ShardLoader {
       const int64_t begin = range.rows == range.tensor->rows() ? BeginOf(range.rows, shard_) : 0;
       source_.Prefetch(*range.tensor, range.first_row + begin, range.rows - begin);
       if (begin > 0) source_.Prefetch(*range.tensor, range.first_row, begin);
+    }
+  }
+
+  // Of `done` jobs the first, as long as those after it are more than stays.
+  void DiscardBehind(const std::vector<LoadJob>& jobs, size_t done) {
+    if (!kept_bytes_.has_value()) return;
+    kept_ += TensorBytes(jobs[done - 1]);
+    while (discarded_ < done && kept_ - TensorBytes(jobs[discarded_]) >= *kept_bytes_) {
+      for (const RowRange& range : jobs[discarded_].ranges) source_.Discard(*range.tensor);
+      kept_ -= TensorBytes(jobs[discarded_]);
+      ++discarded_;
     }
   }
 
@@ -308,6 +322,9 @@ class ShardLoader {
   Backend& backend_;
   StagingRing* const ring_;
   ProgressCounter& progress_;
+  const std::optional<uint64_t> kept_bytes_;
+  size_t discarded_ = 0;  // jobs
+  uint64_t kept_ = 0;     // bytes of the jobs that are done and not discarded
   const ParallelFor parallel_;
   Pool<Scratch> scratch_;
 };
@@ -362,6 +379,14 @@ void WarnOfUnquantized(const ModelParameters& parameters, const LoadOptions& opt
        options);
 }
 
+// Whether the source's files are more than memory has room for beside the shard. A page cache that
+// gives up what was read last keeps nothing for the next start; and finding a page to give up (or a
+// machine's host to take one from) costs more than reading does. Pages that are given back behind
+// the reader are those that it reads into next.
+bool OutgrowsPageCache(const TensorSource& source) {
+  return source.StoredBytes() > cpu::AvailableMemory();
+}
+
 // Every norm with the vector it fills.
 std::vector<std::pair<std::string, std::vector<float>*>> Norms(ModelParameters& parameters) {
   std::vector<std::pair<std::string, std::vector<float>*>> norms;
@@ -400,7 +425,9 @@ absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const Model
   auto ring = MakeRing(source, jobs, backend);
   if (!ring.ok()) return ring.status();
   ProgressCounter progress(total, options.progress);
-  ShardLoader loader(source, shard, backend, ring->get(), progress);
+  std::optional<uint64_t> kept_bytes;
+  if (OutgrowsPageCache(source)) kept_bytes = options.kept_bytes;
+  ShardLoader loader(source, shard, backend, ring->get(), progress, kept_bytes);
   for (const auto& [name, norm] : norms) {
     if (absl::Status status = loader.LoadNorm(name, *norm); !status.ok()) return status;
   }

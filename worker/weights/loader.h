@@ -24,6 +24,11 @@ struct LoadOptions {
   // other tensors of a pre-quantized checkpoint is held as BF16 instead, and warned of.
   DType linear_dtype = DType::kF8E4M3;
 
+  // Bytes of tensors that are left in the page cache behind the last one loaded, for ranks of the
+  // same host that are not as far yet, where the source's files are more than memory has room for.
+  // Where they are not, all stay for the next start.
+  uint64_t kept_bytes = 1u << 30;
+
   // Called as loading goes on, one call at a time, from any of the backend's threads: stored bytes
   // read so far, and how many will be. The last call has done == total. May be empty.
   std::function<void(uint64_t done, uint64_t total)> progress;

@@ -144,6 +144,17 @@ TEST(MergeSource, DescribesTheWrittenMerge) {
               AllOf(HasSubstr("recipe.yml"), HasSubstr("linear"), HasSubstr("parent0, parent1")));
 }
 
+TEST(MergeSource, HasTheBytesOfAllParents) {
+  OneTensorMerge merge("linear");
+  merge.AddParent(Store("BF16", {2, 3}, Floats(6)), {{"weight", 1}});
+  merge.AddParent(Store("F32", {2, 3}, Floats(6)), {{"weight", 1}});
+  auto source = merge.Open();
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ((*source)->StoredBytes(), 6u * 2 + 6u * 4);
+  (*source)->Discard(*(*source)->Find("w"));
+  EXPECT_EQ(testing::ReadWhole(**source, "w").value(), Floats(6));
+}
+
 TEST(MergeSource, RoundsParentsBeforeAndTheMergeAfter) {
   // 1 + 2^-9 is 1 in BF16.
   OneTensorMerge merge("linear", "BF16");
