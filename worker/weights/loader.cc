@@ -379,12 +379,20 @@ void WarnOfUnquantized(const ModelParameters& parameters, const LoadOptions& opt
        options);
 }
 
-// Whether the source's files are more than memory has room for beside the shard. A page cache that
-// gives up what was read last keeps nothing for the next start; and finding a page to give up (or a
-// machine's host to take one from) costs more than reading does. Pages that are given back behind
-// the reader are those that it reads into next.
-bool OutgrowsPageCache(const TensorSource& source) {
-  return source.StoredBytes() > cpu::AvailableMemory();
+// Bytes of tensors that stay in the page cache behind the last one loaded; nothing where all can.
+// A page cache that gives up what was read last keeps nothing for the next start; and finding a
+// page to give up (or a machine's host to take one from) costs more than reading does. Pages that
+// are given back behind the reader are those that it reads into next.
+std::optional<uint64_t> KeptBytes(const TensorSource& source, const std::vector<LoadJob>& jobs,
+                                  const LoadOptions& options) {
+  const uint64_t stored = source.StoredBytes();
+  const uint64_t available = cpu::AvailableMemory();
+  if (stored <= available) return std::nullopt;
+  if (options.kept_bytes.has_value()) return options.kept_bytes;
+  uint64_t tensors = 0;  // those of a merge are stored once for each parent
+  for (const LoadJob& job : jobs) tensors += TensorBytes(job);
+  const double share = static_cast<double>(available) / 2 / static_cast<double>(stored);
+  return static_cast<uint64_t>(share * static_cast<double>(tensors));
 }
 
 // Every norm with the vector it fills.
@@ -425,9 +433,8 @@ absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const Model
   auto ring = MakeRing(source, jobs, backend);
   if (!ring.ok()) return ring.status();
   ProgressCounter progress(total, options.progress);
-  std::optional<uint64_t> kept_bytes;
-  if (OutgrowsPageCache(source)) kept_bytes = options.kept_bytes;
-  ShardLoader loader(source, shard, backend, ring->get(), progress, kept_bytes);
+  ShardLoader loader(source, shard, backend, ring->get(), progress,
+                     KeptBytes(source, jobs, options));
   for (const auto& [name, norm] : norms) {
     if (absl::Status status = loader.LoadNorm(name, *norm); !status.ok()) return status;
   }
