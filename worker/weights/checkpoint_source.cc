@@ -122,10 +122,14 @@ absl::Status CheckpointSource::OpenIndexed(const std::string& index_path) {
   return absl::OkStatus();
 }
 
-std::string CheckpointSource::Description() const {
+uint64_t CheckpointSource::StoredBytes() const {
   uint64_t bytes = 0;
   for (const auto& [name, location] : tensors_) bytes += location.entry->info.bytes;
-  return absl::StrCat(directory_, " (", tensors_.size(), " tensors, ", bytes, " bytes, ",
+  return bytes;
+}
+
+std::string CheckpointSource::Description() const {
+  return absl::StrCat(directory_, " (", tensors_.size(), " tensors, ", StoredBytes(), " bytes, ",
                       files_.size(), files_.size() == 1 ? " file)" : " files)");
 }
 
@@ -152,6 +156,12 @@ void CheckpointSource::Prefetch(const TensorInfo& tensor, int64_t first_row, int
   const uint64_t row_bytes = tensor.bytes / static_cast<uint64_t>(tensor.rows());
   location.file->Prefetch(*location.entry, static_cast<uint64_t>(first_row) * row_bytes,
                           static_cast<uint64_t>(count) * row_bytes);
+}
+
+void CheckpointSource::Discard(const TensorInfo& tensor) {
+  if (tensor.bytes == 0) return;  // for the kernel 0 bytes are all to the end of the file
+  const Location& location = Locate(tensor);
+  location.file->Discard(*location.entry);
 }
 
 absl::Status CheckpointSource::ReadRows(const TensorInfo& tensor, int64_t first_row, int64_t count,

@@ -34,6 +34,8 @@ class CheckpointSource : public TensorSource {
   const TensorInfo* Find(std::string_view name) const override;
   std::vector<const TensorInfo*> Tensors() const override;
   void Prefetch(const TensorInfo& tensor, int64_t first_row, int64_t count) override;
+  void Discard(const TensorInfo& tensor) override;
+  uint64_t StoredBytes() const override;
   absl::Status ReadRows(const TensorInfo& tensor, int64_t first_row, int64_t count,
                         float* out) override;
   std::optional<DType> StoredDType(const TensorInfo& tensor) const override;

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/check.h"
+#include "kernels/cpu/memory.h"
 #include "worker/weights/load_plan.h"
 #include "worker/weights/model_tensors.h"
 #include "worker/weights/parallel_state.h"
@@ -105,14 +106,15 @@ absl::StatusOr<std::unique_ptr<StagingRing>> MakeRing(const TensorSource& source
 // Fills destinations job by job, each on all threads of the backend.
 class ShardLoader {
  public:
-  // Without a ring the host converts.
+  // Without a ring the host converts. Without kept_bytes nothing is discarded.
   ShardLoader(TensorSource& source, const Shard& shard, Backend& backend, StagingRing* ring,
-              ProgressCounter& progress)
+              ProgressCounter& progress, std::optional<uint64_t> kept_bytes)
       : source_(source),
         shard_(shard),
         backend_(backend),
         ring_(ring),
         progress_(progress),
+        kept_bytes_(kept_bytes),
         // Ranks begin at different places of a tensor. What several of them read is then brought
         // in by one and found in the page cache by the others; in step, all would wait for the
         // same pages.
@@ -132,6 +134,7 @@ class ShardLoader {
       }
       if (absl::Status status = RunJob(jobs[i]); !status.ok()) return status;
       ahead -= TensorBytes(jobs[i]);
+      DiscardBehind(jobs, i + 1);
     }
     return ring_ == nullptr ? absl::OkStatus() : ring_->Finish();
   }
@@ -154,6 +157,17 @@ class ShardLoader {
       const int64_t begin = range.rows == range.tensor->rows() ? BeginOf(range.rows, shard_) : 0;
       source_.Prefetch(*range.tensor, range.first_row + begin, range.rows - begin);
       if (begin > 0) source_.Prefetch(*range.tensor, range.first_row, begin);
+    }
+  }
+
+  // Of `done` jobs the first, as long as those after it are more than stays.
+  void DiscardBehind(const std::vector<LoadJob>& jobs, size_t done) {
+    if (!kept_bytes_.has_value()) return;
+    kept_ += TensorBytes(jobs[done - 1]);
+    while (discarded_ < done && kept_ - TensorBytes(jobs[discarded_]) >= *kept_bytes_) {
+      for (const RowRange& range : jobs[discarded_].ranges) source_.Discard(*range.tensor);
+      kept_ -= TensorBytes(jobs[discarded_]);
+      ++discarded_;
     }
   }
 
@@ -308,6 +322,9 @@ class ShardLoader {
   Backend& backend_;
   StagingRing* const ring_;
   ProgressCounter& progress_;
+  const std::optional<uint64_t> kept_bytes_;
+  size_t discarded_ = 0;  // jobs
+  uint64_t kept_ = 0;     // bytes of the jobs that are done and not discarded
   const ParallelFor parallel_;
   Pool<Scratch> scratch_;
 };
@@ -362,6 +379,22 @@ void WarnOfUnquantized(const ModelParameters& parameters, const LoadOptions& opt
        options);
 }
 
+// Bytes of tensors that stay in the page cache behind the last one loaded; nothing where all can.
+// A page cache that gives up what was read last keeps nothing for the next start; and finding a
+// page to give up (or a machine's host to take one from) costs more than reading does. Pages that
+// are given back behind the reader are those that it reads into next.
+std::optional<uint64_t> KeptBytes(const TensorSource& source, const std::vector<LoadJob>& jobs,
+                                  const LoadOptions& options) {
+  const uint64_t stored = source.StoredBytes();
+  const uint64_t available = cpu::AvailableMemory();
+  if (stored <= available) return std::nullopt;
+  if (options.kept_bytes.has_value()) return options.kept_bytes;
+  uint64_t tensors = 0;  // those of a merge are stored once for each parent
+  for (const LoadJob& job : jobs) tensors += TensorBytes(job);
+  const double share = static_cast<double>(available) / 2 / static_cast<double>(stored);
+  return static_cast<uint64_t>(share * static_cast<double>(tensors));
+}
+
 // Every norm with the vector it fills.
 std::vector<std::pair<std::string, std::vector<float>*>> Norms(ModelParameters& parameters) {
   std::vector<std::pair<std::string, std::vector<float>*>> norms;
@@ -403,7 +436,8 @@ absl::StatusOr<ModelParameters> LoadParameters(TensorSource& source, const Model
   auto ring = MakeRing(source, jobs, backend);
   if (!ring.ok()) return ring.status();
   ProgressCounter progress(total, options.progress);
-  ShardLoader loader(source, shard, backend, ring->get(), progress);
+  ShardLoader loader(source, shard, backend, ring->get(), progress,
+                     KeptBytes(source, jobs, options));
   for (const auto& [name, norm] : norms) {
     if (absl::Status status = loader.LoadNorm(name, *norm); !status.ok()) return status;
   }

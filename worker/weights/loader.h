@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -27,6 +28,12 @@ struct LoadOptions {
   // Called once, when there is memory for all of the shard and nothing has been read: a failure is
   // the load's. May be empty.
   std::function<absl::Status()> allocated;
+
+  // Bytes of tensors that are left in the page cache behind the last one loaded where the source's
+  // files are more than memory has room for: for ranks of the same host that are not as far yet,
+  // which else would read them from the disk again. Empty: what half of the memory that is free
+  // beside the shard takes. Where the files fit, all stay for the next start.
+  std::optional<uint64_t> kept_bytes;
 
   // Called as loading goes on, one call at a time, from any of the backend's threads: stored bytes
   // read so far, and how many will be. The last call has done == total. May be empty.

@@ -86,6 +86,15 @@ uint32_t MaxMagnitude(const float* in, int64_t count) {
   return static_cast<uint32_t>(largest);
 }
 
+uint16_t MaxMagnitude16(const uint16_t* in, int64_t count) {
+  int16_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int16_t magnitude = static_cast<int16_t>(in[i] & 0x7fff);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return static_cast<uint16_t>(largest);
+}
+
 void ToE4M3(const float* __restrict in, int64_t count, float scale, uint8_t* __restrict out) {
   constexpr int32_t kSmallestNormal = (127 - 6) << 23;  // 2^-6
   constexpr int32_t kRebias = (127 - 7) << 3;
@@ -132,8 +141,8 @@ void Random(uint64_t key, int64_t count, float limit, float* __restrict out) {
 }  // namespace
 
 extern const RowKernels kRowKernels;
-const RowKernels kRowKernels = {MARCORO_ISA_NAME, FromBF16, FromF16, FromE4M3, ToBF16, ToF16,
-                                MaxMagnitude,     ToE4M3,   Random};
+const RowKernels kRowKernels = {MARCORO_ISA_NAME, FromBF16,       FromF16, FromE4M3, ToBF16, ToF16,
+                                MaxMagnitude,     MaxMagnitude16, ToE4M3,  Random};
 
 }  // namespace MARCORO_ISA
 }  // namespace marcoro

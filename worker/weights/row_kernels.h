@@ -26,6 +26,10 @@ struct RowKernels {
   // The largest |value| as float bits; at least 0x7f800000 if and only if a value is not finite.
   uint32_t (*max_magnitude)(const float* in, int64_t count);
 
+  // The largest |value| of numbers in a 16-bit type, as its bits: at least 0x7f80 of BF16, or
+  // 0x7c00 of F16, if and only if a value is not finite.
+  uint16_t (*max_magnitude_16)(const uint16_t* in, int64_t count);
+
   // out = E4M3FN(in / scale): a float32 division, then rounding to nearest even, saturating at
   // ±448. Every value is finite, scale > 0.
   void (*to_e4m3)(const float* in, int64_t count, float scale, uint8_t* out);

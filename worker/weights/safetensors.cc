@@ -364,4 +364,9 @@ void SafetensorsFile::Prefetch(const SafetensorsEntry& entry, uint64_t first,
                 POSIX_FADV_WILLNEED);
 }
 
+void SafetensorsFile::Discard(const SafetensorsEntry& entry) const {
+  posix_fadvise(descriptor_, static_cast<off_t>(entry.offset), static_cast<off_t>(entry.info.bytes),
+                POSIX_FADV_DONTNEED);
+}
+
 }  // namespace marcoro

@@ -60,6 +60,9 @@ class SafetensorsFile {
   // once than the device's read-ahead.
   void Prefetch(const SafetensorsEntry& entry, uint64_t first, uint64_t bytes) const;
 
+  // Tells the kernel that its page cache need not hold the tensor any longer.
+  void Discard(const SafetensorsEntry& entry) const;
+
  private:
   SafetensorsFile(std::string path, int descriptor)
       : path_(std::move(path)), descriptor_(descriptor) {}

@@ -57,6 +57,12 @@ class TensorSource {
   // A hint that these rows are read soon; what it takes must not wait for the disk.
   virtual void Prefetch(const TensorInfo& tensor, int64_t first_row, int64_t count) {}
 
+  // A hint that the tensor is not read again: what the system holds of its file may give place.
+  virtual void Discard(const TensorInfo& tensor) {}
+
+  // Bytes of the files that the tensors are read from, all together; 0 where there are none.
+  virtual uint64_t StoredBytes() const { return 0; }
+
   // Called once before the tensor's first ReadRows, never concurrently with another call: the
   // place for what depends on the whole tensor (a merge's norms). `parallel(n, work)` runs work(i)
   // for i in [0, n) on the caller's threads. Errors as of ReadRows.

@@ -1,7 +1,10 @@
 #include "worker/weights/checkpoint_source.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -73,6 +76,52 @@ TEST(CheckpointSource, ReadsRowsLongerThanItsBuffer) {
   WriteTensors(folder.File("model.safetensors"), tensors);
   auto source = CheckpointSource::Open(folder.path());
   ASSERT_TRUE(source.ok()) << source.status();
+  ExpectHolds(**source, tensors);
+}
+
+// Pages of a file that the page cache holds.
+size_t CachedPages(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const size_t bytes = std::filesystem::file_size(path);
+  void* mapped = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file, 0);
+  std::vector<unsigned char> resident((bytes + 4095) / 4096);
+  EXPECT_EQ(mincore(mapped, bytes, resident.data()), 0);
+  munmap(mapped, bytes);
+  close(file);
+  return static_cast<size_t>(std::count_if(resident.begin(), resident.end(),
+                                           [](unsigned char page) { return (page & 1) != 0; }));
+}
+
+// File systems that are memory keep their pages: the test asks for as much as the kernel gives.
+size_t CachedPagesAfterDontNeed(const std::string& path, off_t first, off_t bytes) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  EXPECT_EQ(posix_fadvise(file, first, bytes, POSIX_FADV_DONTNEED), 0);
+  close(file);
+  return CachedPages(path);
+}
+
+// Makes sure that pages can be given up: none waits to be written.
+void Sync(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  EXPECT_EQ(fsync(file), 0);
+  close(file);
+}
+
+TEST(CheckpointSource, DiscardsATensorFromThePageCacheAndReadsItAgain) {
+  constexpr int64_t kBytes = 1 << 20;
+  TempFolder folder;
+  const std::string path = folder.File("model.safetensors");
+  const StoredTensors tensors = {{"a", {"BF16", {512, 1024}, std::string(kBytes, '\x3e')}},
+                                 {"b", {"BF16", {512, 1024}, std::string(kBytes, '\x3f')}}};
+  WriteTensors(path, tensors);
+  std::filesystem::copy_file(path, folder.File("copy"));
+  for (const std::string& file : {path, folder.File("copy")}) Sync(file);
+  auto source = CheckpointSource::Open(folder.path());
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ((*source)->StoredBytes(), 2u * kBytes);
+  (*source)->Discard(*(*source)->Find("b"));
+  const off_t begin_of_b = static_cast<off_t>(std::filesystem::file_size(path)) - kBytes;
+  EXPECT_EQ(CachedPages(path), CachedPagesAfterDontNeed(folder.File("copy"), begin_of_b, kBytes));
   ExpectHolds(**source, tensors);
 }
 

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -47,6 +48,9 @@ class RecordingSource : public RandomSource {
     }
   }
 
+  void Discard(const TensorInfo& tensor) override { discarded.push_back(tensor.name); }
+  uint64_t StoredBytes() const override { return stored_bytes; }
+
   absl::Status Prepare(const TensorInfo& tensor, const ParallelFor& parallel) override {
     std::vector<int64_t>& order = prepared[tensor.name];
     if (order.empty()) parallel(8, [&order](int64_t piece) { order.push_back(piece); });
@@ -55,6 +59,9 @@ class RecordingSource : public RandomSource {
 
   absl::Status ReadRows(const TensorInfo& tensor, int64_t first_row, int64_t count,
                         float* out) override {
+    if (std::count(discarded.begin(), discarded.end(), tensor.name) > 0) {
+      read_too_late.push_back(tensor.name);
+    }
     std::vector<int64_t>& rows = read[tensor.name];
     for (int64_t row = first_row; row < first_row + count; ++row) {
       rows.push_back(row);
@@ -68,6 +75,9 @@ class RecordingSource : public RandomSource {
   std::map<std::string, std::vector<int64_t>> read;      // rows, in their order
   std::map<std::string, int64_t> first_asked;            // the first row that was prefetched
   std::vector<std::string> unasked;                      // read without a prefetch before
+  uint64_t stored_bytes = 0;                             // what the source says its files have
+  std::vector<std::string> discarded;                    // in their order
+  std::vector<std::string> read_too_late;                // after they were discarded
 
  private:
   std::map<std::string, std::vector<int>> asked_;
@@ -75,14 +85,18 @@ class RecordingSource : public RandomSource {
 
 class LoadingOrder : public ::testing::Test {
  protected:
-  std::unique_ptr<RecordingSource> Load(const Shard& shard) {
+  std::unique_ptr<RecordingSource> Load(const Shard& shard, uint64_t stored_bytes = 0,
+                                        uint64_t kept_bytes = 0) {
     auto source = std::make_unique<RecordingSource>(Config());
+    source->stored_bytes = stored_bytes;
+    LoadOptions load;
+    load.kept_bytes = kept_bytes;
     BackendOptions options;
     options.name = "reference";
     options.threads = 1;
     auto backend = CreateBackend(options);
     EXPECT_TRUE(backend.ok()) << backend.status();
-    const auto loaded = LoadParameters(*source, Config(), shard, {}, **backend);
+    const auto loaded = LoadParameters(*source, Config(), shard, load, **backend);
     EXPECT_TRUE(loaded.ok()) << loaded.status();
     return source;
   }
@@ -133,6 +147,39 @@ TEST(LoadingAllocated, IsAskedOnceWhenNothingHasBeenReadAndItsFailureIsTheLoads)
             absl::ResourceExhaustedError("missing 1 MB"));
   EXPECT_EQ(calls, 1);
   EXPECT_TRUE(source.read.empty());
+}
+
+constexpr uint64_t kMoreThanAnyMemory = uint64_t{1} << 60;
+
+TEST_F(LoadingOrder, WhatMemoryHasRoomForIsNotDiscarded) {
+  EXPECT_THAT(Load({0, 1}, uint64_t{1} << 20)->discarded, ElementsAre());
+}
+
+TEST_F(LoadingOrder, WhatMemoryHasNoRoomForIsDiscardedOnceItIsLoaded) {
+  for (const Shard& shard : {Shard{0, 1}, Shard{1, 2}}) {
+    const auto source = Load(shard, kMoreThanAnyMemory);
+    std::vector<std::string> expected = {std::string(kEmbeddingName)};
+    for (int layer = 0; layer < 2; ++layer) {
+      for (const char* name :
+           {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+            "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}) {
+        expected.push_back(LayerTensorName(layer, name));
+      }
+    }
+    expected.push_back(std::string(kLmHeadName));
+    EXPECT_EQ(source->discarded, expected) << "rank " << shard.rank;
+    EXPECT_THAT(source->read_too_late, ElementsAre()) << "rank " << shard.rank;
+  }
+}
+
+// The last two tensors are down_proj and lm_head: 512 · 1024 and 8192 · 512 numbers of BF16.
+TEST_F(LoadingOrder, WhatWasLoadedLastStaysForOtherRanks) {
+  constexpr uint64_t kDownProj = 1 << 20;
+  constexpr uint64_t kLmHead = 8 << 20;
+  const auto all_but_two = Load({0, 1}, kMoreThanAnyMemory, kDownProj + kLmHead);
+  EXPECT_EQ(all_but_two->discarded.back(), LayerTensorName(1, "mlp.up_proj"));
+  const auto all_but_one = Load({0, 1}, kMoreThanAnyMemory, kLmHead);
+  EXPECT_EQ(all_but_one->discarded.back(), LayerTensorName(1, "mlp.down_proj"));
 }
 
 }  // namespace

@@ -246,6 +246,26 @@ TEST(FromBF16, IsTheUpperHalfForEveryBitPattern) {
   }
 }
 
+// In any place of a row, and of rows that leave a rest after any vector width.
+TEST(MaxMagnitude16, IsTheLargestWithoutItsSign) {
+  for (const RowKernels* kernels : Variants()) {
+    SCOPED_TRACE(kernels->name);
+    EXPECT_EQ(kernels->max_magnitude_16(nullptr, 0), 0);
+    for (size_t count = 1; count < 200; count += 7) {
+      for (size_t place = 0; place < count; ++place) {
+        std::vector<uint16_t> row(count, 0x8001);
+        EXPECT_EQ(kernels->max_magnitude_16(row.data(), static_cast<int64_t>(count)), 0x0001);
+        for (const uint16_t largest : {0x3f80, 0xbf80, 0x7f7f, 0xff80, 0xffff}) {
+          row[place] = largest;
+          ASSERT_EQ(kernels->max_magnitude_16(row.data(), static_cast<int64_t>(count)),
+                    largest & 0x7fff)
+              << place << " of " << count;
+        }
+      }
+    }
+  }
+}
+
 // Between a BF16 value and the next there are 65536 floats: the halfway one goes to the even
 // neighbour.
 TEST(RoundToBFloat16, RoundsToNearestEven) {

@@ -153,6 +153,16 @@ void MergeSource::Prefetch(const TensorInfo& tensor, int64_t first_row, int64_t 
   }
 }
 
+void MergeSource::Discard(const TensorInfo& tensor) {
+  for (const ParentTensor& parent : Locate(tensor).parents()) parent.source->Discard(*parent.info);
+}
+
+uint64_t MergeSource::StoredBytes() const {
+  uint64_t bytes = 0;
+  for (const std::unique_ptr<TensorSource>& parent : parents_) bytes += parent->StoredBytes();
+  return bytes;
+}
+
 absl::Status MergeSource::Prepare(const TensorInfo& tensor, const ParallelFor& parallel) {
   MergedTensor& merged = Locate(tensor);
   if (merged.merger() != nullptr) return absl::OkStatus();

@@ -32,6 +32,10 @@ class MergeSource : public TensorSource {
   // The parents' rows; all of them where the method needs the whole tensor.
   void Prefetch(const TensorInfo& tensor, int64_t first_row, int64_t count) override;
 
+  void Discard(const TensorInfo& tensor) override;
+  // Of all parents.
+  uint64_t StoredBytes() const override;
+
   // Must be called before a tensor's first ReadRows; later calls do nothing. Also INVALID_ARGUMENT
   // for numbers that the method cannot merge with.
   absl::Status Prepare(const TensorInfo& tensor, const ParallelFor& parallel) override;

@@ -1,6 +1,7 @@
 #include "worker/weights/merge/merged_tensor.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,6 +9,7 @@
 #include "worker/weights/merge/merge_kernels.h"
 #include "worker/weights/model_tensors.h"
 #include "worker/weights/quantize.h"
+#include "worker/weights/row_kernels.h"
 #include "worker/weights/weight_scales.h"
 
 namespace marcoro {
@@ -40,6 +42,12 @@ DType CommonType(const std::vector<ParentTensor>& parents) {
                   [first](const ParentTensor& parent) { return TypeOf(parent) == first; });
   return same ? first : DType::kF32;
 }
+
+// 16-bit numbers that are read and converted at once, on the stack.
+constexpr int64_t kReadElements = 32 * 1024;
+
+// The bits of infinity.
+constexpr uint16_t InfinityOf(DType dtype) { return dtype == DType::kBF16 ? 0x7f80 : 0x7c00; }
 
 // The first of the rows that holds a number that is not finite.
 int64_t FirstBadRow(const float* numbers, int64_t columns) {
@@ -130,17 +138,51 @@ absl::Status MergedTensor::ReadRows(int32_t input, int64_t first_row, int64_t co
 absl::Status MergedTensor::ReadStored(size_t input, int64_t first_row, int64_t count,
                                       float* out) const {
   const ParentTensor& parent = parents_[input];
+  absl::StatusOr<bool> finite = StoredAsMerged(parent) ? ReadShorts(parent, first_row, count, out)
+                                                       : ReadRounded(parent, first_row, count, out);
+  if (!finite.ok()) return finite.status();
+  if (*finite) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      parent.info->origin, ": tensor ", parent.info->name, ": row ",
+      first_row + FirstBadRow(out, columns()),
+      " holds a number that is not finite (NaN, infinite or too large for ", NameOf(dtype_), ")"));
+}
+
+// Whether the parent's numbers are of a 16-bit type already, in rows that fit the stack.
+bool MergedTensor::StoredAsMerged(const ParentTensor& parent) const {
+  return dtype_ != DType::kF32 && parent.source->StoredDType(*parent.info) == dtype_ &&
+         columns() <= kReadElements;
+}
+
+// Looks at the 16 bits, half of what float32 has, while they are near.
+absl::StatusOr<bool> MergedTensor::ReadShorts(const ParentTensor& parent, int64_t first_row,
+                                              int64_t count, float* out) const {
+  const RowKernels& kernels = GetRowKernels();
+  const auto convert = dtype_ == DType::kBF16 ? kernels.from_bf16 : kernels.from_f16;
+  const int64_t step = kReadElements / std::max<int64_t>(1, columns());
+  std::array<uint16_t, kReadElements> stored;
+  bool finite = true;
+  for (int64_t done = 0; done < count; done += step) {
+    const int64_t rows = std::min(step, count - done);
+    absl::Status status =
+        parent.source->ReadStored(*parent.info, first_row + done, rows, stored.data());
+    if (!status.ok()) return status;
+    const int64_t elements = rows * columns();
+    finite &= kernels.max_magnitude_16(stored.data(), elements) < InfinityOf(dtype_);
+    convert(stored.data(), elements, out + done * columns());
+  }
+  return finite;
+}
+
+absl::StatusOr<bool> MergedTensor::ReadRounded(const ParentTensor& parent, int64_t first_row,
+                                               int64_t count, float* out) const {
   absl::Status status = parent.source->ReadRows(*parent.info, first_row, count, out);
   if (!status.ok()) return status;
   const int64_t elements = count * columns();
   if (parent.info->dtype != NameOf(dtype_)) {
     GetMergeKernels().rounded(dtype_).round(out, elements);
   }
-  if (AllFinite(out, elements)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      parent.info->origin, ": tensor ", parent.info->name, ": row ",
-      first_row + FirstBadRow(out, columns()),
-      " holds a number that is not finite (NaN, infinite or too large for ", NameOf(dtype_), ")"));
+  return AllFinite(out, elements);
 }
 
 absl::Status MergedTensor::ReadMapped(size_t input, int64_t first_row, int64_t count,

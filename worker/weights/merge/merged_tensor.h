@@ -47,6 +47,12 @@ class MergedTensor : public MergeInputs {
   MergedTensor(const TensorMerge& merge, std::vector<ParentTensor> parents)
       : merge_(merge), parents_(std::move(parents)) {}
   absl::Status ReadStored(size_t input, int64_t first_row, int64_t count, float* out) const;
+  bool StoredAsMerged(const ParentTensor& parent) const;
+  // Rows rounded to dtype(). False if a number is not finite.
+  absl::StatusOr<bool> ReadShorts(const ParentTensor& parent, int64_t first_row, int64_t count,
+                                  float* out) const;
+  absl::StatusOr<bool> ReadRounded(const ParentTensor& parent, int64_t first_row, int64_t count,
+                                   float* out) const;
   absl::Status ReadMapped(size_t input, int64_t first_row, int64_t count, float* out) const;
   absl::Status ReadSubstitute(const std::vector<VocabularyRow>& rows, float* out) const;
 

@@ -1,9 +1,11 @@
-// How fast a recipe of two synthetic parents is loaded, beside a plain read of the same files. Run
-// by hand:
-//   merge_bench FOLDER [LAYERS [METHOD [WEIGHTS]]]
+// How fast a recipe of two synthetic parents is loaded, beside plain reads of the same files in the
+// same round. Run by hand:
+//   merge_bench [--rounds=5] [--cold] [--layers=32] … FOLDER
 // writes the parents into FOLDER, unless they are there: layers of Mistral-7B's shape in BF16.
-// Every measurement is of processes of their own, on two processors.
+// Every measurement is of processes of their own, on two processors. Others at work on the machine
+// change the times, but those of a round alike: what counts is the ratio.
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -18,12 +20,23 @@
 #include <string>
 #include <vector>
 
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
 #include "worker/weights/checkpoint_source.h"
 #include "worker/weights/loader.h"
 #include "worker/weights/merge/merge_source.h"
 #include "worker/weights/merge/plan.h"
 #include "worker/weights/model_tensors.h"
 #include "worker/weights/row_kernels.h"
+
+ABSL_FLAG(int, layers, 4, "layers of parents that are written");
+ABSL_FLAG(std::string, method, "slerp", "merge method; all but slerp merge with a third, the base");
+ABSL_FLAG(std::string, weights, "fp8", "fp8 or bf16");
+ABSL_FLAG(int, ranks, 2, "tensor-parallel degree: 1 or 2");
+ABSL_FLAG(int, rounds, 5, "rounds of plain reads and a load");
+ABSL_FLAG(bool, cold, false, "drop the files from the page cache before each measurement");
+ABSL_FLAG(bool, checkpoint, false, "load parent a alone, without merging");
 
 namespace marcoro {
 namespace {
@@ -88,11 +101,23 @@ void WriteRecipe(const std::string& path, const std::string& method) {
 }
 
 struct Cost {
-  double seconds = 0;    // of the clock
-  double processor = 0;  // seconds of all processes on processors, fair where others use them too
-  double resident = 0;   // bytes, of the largest process
-  double bytes = 0;      // that were read
+  double seconds = 0;  // of the clock
+  double user = 0;     // of all processes on processors, fair where others use them too
+  double system = 0;
+  double resident = 0;  // bytes, of all processes
 };
+
+double Seconds(const timeval& time) {
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;
+}
+
+// So that two processes have two processors, whatever the scheduler makes of their short lives.
+void KeepToProcessor(int index) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(static_cast<size_t>(index), &set);
+  sched_setaffinity(0, sizeof(set), &set);
+}
 
 // Runs work(rank) in processes of their own.
 Cost Measure(int processes, const std::function<bool(int)>& work) {
@@ -100,7 +125,10 @@ Cost Measure(int processes, const std::function<bool(int)>& work) {
   std::vector<pid_t> children;
   for (int rank = 0; rank < processes; ++rank) {
     const pid_t child = fork();
-    if (child == 0) _exit(work(rank) ? 0 : 1);
+    if (child == 0) {
+      if (processes == kProcessors) KeepToProcessor(rank);
+      _exit(work(rank) ? 0 : 1);
+    }
     children.push_back(child);
   }
   Cost cost;
@@ -109,10 +137,9 @@ Cost Measure(int processes, const std::function<bool(int)>& work) {
     rusage usage = {};
     wait4(child, &status, 0, &usage);
     if (status != 0) std::abort();
-    for (const timeval& time : {usage.ru_utime, usage.ru_stime}) {
-      cost.processor += static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;
-    }
-    cost.resident = std::max(cost.resident, static_cast<double>(usage.ru_maxrss) * 1024);
+    cost.user += Seconds(usage.ru_utime);
+    cost.system += Seconds(usage.ru_stime);
+    cost.resident += static_cast<double>(usage.ru_maxrss) * 1024;
   }
   cost.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return cost;
@@ -120,7 +147,7 @@ Cost Measure(int processes, const std::function<bool(int)>& work) {
 
 // Every `of`-th piece of the files.
 bool ReadPlainly(const std::vector<std::string>& files, int rank, int of) {
-  constexpr size_t kPiece = 256 * 1024;
+  constexpr size_t kPiece = 4 << 20;
   std::vector<char> buffer(kPiece);
   for (const std::string& path : files) {
     const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -128,6 +155,16 @@ bool ReadPlainly(const std::vector<std::string>& files, int rank, int of) {
     for (off_t at = off_t{rank} * off_t{kPiece}; at < size; at += off_t{of} * off_t{kPiece}) {
       if (pread(file, buffer.data(), kPiece, at) < 0) return false;
     }
+    close(file);
+  }
+  return true;
+}
+
+bool DropFromPageCache(const std::vector<std::string>& files) {
+  for (const std::string& path : files) {
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file < 0 || fdatasync(file) != 0) return false;
+    if (posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED) != 0) return false;
     close(file);
   }
   return true;
@@ -157,56 +194,96 @@ absl::Status LoadRank(const std::string& model, int rank, int ranks, DType weigh
   return LoadParameters(*source, config, {rank, ranks}, load, **backend).status();
 }
 
-void MeasureLoading(const std::string& model, double bytes, const Cost& plain, DType weights) {
-  for (int ranks = 1; ranks <= kProcessors; ranks *= 2) {
-    const Cost cost = Measure(ranks, [&](int rank) {
+std::vector<std::string> WeightFiles(const std::string& folder) {
+  std::vector<std::string> files;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path().string());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+// The parents' files, written if they are not there.
+std::vector<std::string> PrepareParents(const std::string& folder, const std::string& method) {
+  std::vector<std::string> parents = {"a"};
+  if (!absl::GetFlag(FLAGS_checkpoint)) parents.push_back("b");
+  if (!absl::GetFlag(FLAGS_checkpoint) && method != "slerp") parents.push_back("base");
+  std::vector<std::string> files;
+  for (size_t i = 0; i < parents.size(); ++i) {
+    const std::string parent = folder + "/" + parents[i];
+    if (!std::filesystem::exists(parent + "/config.json"))
+      WriteParent(parent, absl::GetFlag(FLAGS_layers), i + 1);
+    for (const std::string& file : WeightFiles(parent)) files.push_back(file);
+  }
+  return files;
+}
+
+struct Rates {
+  std::vector<double> of_one;   // plain read's seconds by those of the load: one process reads,
+  std::vector<double> of_both;  // one for each processor
+};
+
+void PrintRatios(const char* name, std::vector<double> ratios) {
+  std::sort(ratios.begin(), ratios.end());
+  std::printf("rate of the load by that of %s: median %.2f, worst %.2f, best %.2f\n", name,
+              ratios[ratios.size() / 2], ratios.front(), ratios.back());
+}
+
+void PrintCost(const char* name, const Cost& cost, double bytes) {
+  std::printf(
+      "  %-24s %6.2f s, %5.1f GB/s; on processors %6.2f s user, %6.2f s system; peak %.2f GB\n",
+      name, cost.seconds, bytes / cost.seconds / 1e9, cost.user, cost.system, cost.resident / 1e9);
+}
+
+void Run(const std::string& folder) {
+  const std::string method = absl::GetFlag(FLAGS_method);
+  const std::vector<std::string> files = PrepareParents(folder, method);
+  double bytes = 0;
+  for (const std::string& file : files)
+    bytes += static_cast<double>(std::filesystem::file_size(file));
+  std::string model = folder + "/a";
+  if (!absl::GetFlag(FLAGS_checkpoint)) {
+    model = folder + "/recipe.yml";
+    WriteRecipe(model, method);
+  }
+  const int ranks = absl::GetFlag(FLAGS_ranks);
+  const DType weights = absl::GetFlag(FLAGS_weights) == "bf16" ? DType::kBF16 : DType::kF8E4M3;
+  const auto measure = [&](const char* name, int processes, const std::function<bool(int)>& work) {
+    if (absl::GetFlag(FLAGS_cold) && !DropFromPageCache(files)) std::abort();
+    const Cost cost = Measure(processes, work);
+    PrintCost(name, cost, bytes);
+    return cost.seconds;
+  };
+  std::printf("%s, tp %d, %.2f GB\n", model.c_str(), ranks, bytes / 1e9);
+  Rates rates;
+  for (int round = 0; round < absl::GetFlag(FLAGS_rounds); ++round) {
+    std::printf("round %d\n", round + 1);
+    const double one =
+        measure("plain read, 1 process", 1, [&](int rank) { return ReadPlainly(files, rank, 1); });
+    const double loading = measure("load", ranks, [&](int rank) {
       const absl::Status status = LoadRank(model, rank, ranks, weights);
       if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
       return status.ok();
     });
-    std::printf(
-        "%s, tp %d: %.2f s (%.2f s on processors), %.1f GB/s, %.2f of the plain read, "
-        "peak %.2f GB\n",
-        std::filesystem::path(model).filename().c_str(), ranks, cost.seconds, cost.processor,
-        bytes / cost.seconds / 1e9, plain.seconds / cost.seconds * bytes / plain.bytes,
-        cost.resident / 1e9);
+    const double both = measure("plain read, 2 processes", kProcessors,
+                                [&](int rank) { return ReadPlainly(files, rank, kProcessors); });
+    rates.of_one.push_back(one / loading);
+    rates.of_both.push_back(both / loading);
   }
-}
-
-void Run(const std::string& folder, int layers, const std::string& method, DType weights) {
-  std::vector<std::string> files;
-  std::vector<std::string> parents = {"a", "b"};
-  if (method != "slerp") parents.push_back("base");
-  double bytes = 0;
-  for (size_t i = 0; i < parents.size(); ++i) {
-    files.push_back(folder + "/" + parents[i] + "/model.safetensors");
-    if (!std::filesystem::exists(files[i])) WriteParent(folder + "/" + parents[i], layers, i + 1);
-    bytes += static_cast<double>(std::filesystem::file_size(files[i]));
-  }
-  const std::string recipe = folder + "/recipe.yml";
-  WriteRecipe(recipe, method);
-  std::printf("%s of %zu parents, %.2f GB\n", method.c_str(), parents.size(), bytes / 1e9);
-  for (int repeat = 0; repeat < 2; ++repeat) {
-    Cost plain =
-        Measure(kProcessors, [&](int rank) { return ReadPlainly(files, rank, kProcessors); });
-    plain.bytes = bytes;
-    std::printf("plain read: %.2f s (%.2f s on processors), %.1f GB/s\n", plain.seconds,
-                plain.processor, bytes / plain.seconds / 1e9);
-    MeasureLoading(folder + "/a", bytes / static_cast<double>(parents.size()), plain, weights);
-    MeasureLoading(recipe, bytes, plain, weights);
-  }
+  PrintRatios("a plain read", rates.of_one);
+  PrintRatios("two plain reads at once", rates.of_both);
 }
 
 }  // namespace
 }  // namespace marcoro
 
 int main(int argc, char** argv) {
-  if (argc < 2) {
-    std::fprintf(stderr, "usage: merge_bench FOLDER [LAYERS [METHOD [bf16]]]\n");
+  absl::SetProgramUsageMessage("merge_bench [flags] FOLDER: how fast a recipe is loaded");
+  const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
+  if (arguments.size() != 2) {
+    std::fprintf(stderr, "%s\n", std::string(absl::ProgramUsageMessage()).c_str());
     return 1;
   }
-  const bool bf16 = argc > 4 && std::string(argv[4]) == "bf16";
-  marcoro::Run(argv[1], argc > 2 ? std::atoi(argv[2]) : 4, argc > 3 ? argv[3] : "slerp",
-               bf16 ? marcoro::DType::kBF16 : marcoro::DType::kF8E4M3);
+  marcoro::Run(arguments[1]);
   return 0;
 }

@@ -22,6 +22,7 @@ using ::testing::HasSubstr;
 using testing::OneTensorMerge;
 using testing::RandomNumbers;
 using testing::Store;
+using testing::StoredTensor;
 using testing::Threads;
 
 using Floats = std::vector<float>;
@@ -47,13 +48,15 @@ std::vector<MethodCase> Methods() {
   };
 }
 
-// Random parents of one shape, the last of them the base.
-void AddParents(OneTensorMerge& merge, const MethodCase& method, int64_t rows, int64_t columns) {
+// Random parents of one shape, the last of them the base. Wide: their numbers stored as F32.
+void AddParents(OneTensorMerge& merge, const MethodCase& method, int64_t rows, int64_t columns,
+                const std::string& dtype = "BF16", bool wide = false) {
   const int parents = method.method == "passthrough" ? 1 : method.method == "slerp" ? 2 : 3;
   for (int i = 0; i < parents; ++i) {
-    merge.AddParent(
-        Store("BF16", {rows, columns}, RandomNumbers(rows * columns, static_cast<uint64_t>(i) + 1)),
-        method.of_inputs);
+    StoredTensor tensor =
+        Store(dtype, {rows, columns}, RandomNumbers(rows * columns, static_cast<uint64_t>(i) + 1));
+    if (wide) tensor = Store("F32", {rows, columns}, tensor.Floats());
+    merge.AddParent(tensor, method.of_inputs);
   }
   merge.merge().base = parents - 1;
   merge.merge().parameters = method.of_tensor;
@@ -107,22 +110,41 @@ TEST_P(EveryMethod, ReadsVectorsToo) {
 
 TEST_P(EveryMethod, NamesParentTensorAndRowOfANumberThatIsNotFinite) {
   const int parents = GetParam().method == "passthrough" ? 1 : 2;
-  for (const float bad :
-       {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
-    for (int guilty = 0; guilty < parents; ++guilty) {
-      OneTensorMerge merge(GetParam().method, "F32");
-      for (int i = 0; i < parents; ++i) {
-        Floats numbers = RandomNumbers(50 * 400, static_cast<uint64_t>(i) + 1);
-        if (i == guilty) numbers[43 * 400 + 399] = bad;
-        merge.AddParent(Store("F32", {50, 400}, numbers), GetParam().of_inputs);
+  for (const char* dtype : {"BF16", "F16", "F32"}) {
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+      for (int guilty = 0; guilty < parents; ++guilty) {
+        SCOPED_TRACE(::testing::Message() << dtype << " " << bad << " in parent " << guilty);
+        OneTensorMerge merge(GetParam().method, dtype);
+        for (int i = 0; i < parents; ++i) {
+          Floats numbers = RandomNumbers(50 * 400, static_cast<uint64_t>(i) + 1);
+          if (i == guilty) numbers[43 * 400 + 399] = bad;
+          merge.AddParent(Store(dtype, {50, 400}, numbers), GetParam().of_inputs);
+        }
+        merge.merge().base = parents - 1;
+        merge.merge().parameters = GetParam().of_tensor;
+        const absl::Status status = merge.Merge(2).status();
+        EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+        EXPECT_THAT(std::string(status.message()),
+                    AllOf(HasSubstr("recipe.yml"), HasSubstr("parent" + std::to_string(guilty)),
+                          HasSubstr("tensor w"), HasSubstr("row 43 holds"), HasSubstr("NaN")));
       }
-      merge.merge().base = parents - 1;
-      merge.merge().parameters = GetParam().of_tensor;
-      const absl::Status status = merge.Merge(2).status();
-      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
-      EXPECT_THAT(std::string(status.message()),
-                  AllOf(HasSubstr("recipe.yml"), HasSubstr("parent" + std::to_string(guilty)),
-                        HasSubstr("tensor w"), HasSubstr("row 43 holds"), HasSubstr("NaN")));
+    }
+  }
+}
+
+// Parents in float32 hold the same numbers, but are read in another way. The long rows are more
+// than is read at once.
+TEST_P(EveryMethod, GivesTheSameBitsHoweverParentsAreStored) {
+  for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{97, 1000}, {3, 40'000}}) {
+    for (const std::string dtype : {"BF16", "F16"}) {
+      Floats merged[2];
+      for (const bool wide : {false, true}) {
+        OneTensorMerge merge(GetParam().method, dtype);
+        AddParents(merge, GetParam(), rows, columns, dtype, wide);
+        merged[wide ? 1 : 0] = merge.Merge().value();
+      }
+      EXPECT_EQ(merged[0], merged[1]) << dtype << " " << rows << " rows";
     }
   }
 }
@@ -142,6 +164,17 @@ TEST(MergeSource, DescribesTheWrittenMerge) {
   EXPECT_EQ(source->Find("v"), nullptr);
   EXPECT_THAT(source->Description(),
               AllOf(HasSubstr("recipe.yml"), HasSubstr("linear"), HasSubstr("parent0, parent1")));
+}
+
+TEST(MergeSource, HasTheBytesOfAllParents) {
+  OneTensorMerge merge("linear");
+  merge.AddParent(Store("BF16", {2, 3}, Floats(6)), {{"weight", 1}});
+  merge.AddParent(Store("F32", {2, 3}, Floats(6)), {{"weight", 1}});
+  auto source = merge.Open();
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ((*source)->StoredBytes(), 6u * 2 + 6u * 4);
+  (*source)->Discard(*(*source)->Find("w"));
+  EXPECT_EQ(testing::ReadWhole(**source, "w").value(), Floats(6));
 }
 
 TEST(MergeSource, RoundsParentsBeforeAndTheMergeAfter) {

@@ -27,6 +27,7 @@ double Nearest(double value, int mantissa, int least) {
 }
 
 uint16_t HalfBits(double value) {
+  if (std::isnan(value)) return 0x7e00;
   const double magnitude = std::fabs(Nearest(value, 10, -24));
   uint16_t bits = 0;
   if (magnitude >= 65536) {
