@@ -199,7 +199,7 @@ class Backend {
   virtual ~Backend() = default;
 
   // Kernel family, part of the numerics fingerprint: "reference", "reference-f32", "avx2",
-  // "avx512", "cuda-sm_80", "cuda-sm_90a", ….
+  // "avx512", "cuda-sm_80", "cuda-sm_90a", "cuda-sm_90a-wgmma" (activations = kF8E4M3), ….
   virtual std::string_view name() const = 0;
   // One line for the log: the family, and what else there is to know of the machine.
   virtual std::string Description() const { return std::string(name()); }

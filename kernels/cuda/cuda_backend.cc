@@ -47,7 +47,9 @@ class CudaBackend final : public Backend, private StepHost {
     DestroyStream(stream_);
   }
 
-  std::string_view name() const override { return identity_.name; }
+  std::string_view name() const override {
+    return quantized_ ? identity_.quantized_name : identity_.name;
+  }
   std::string Description() const override { return identity_.description; }
   DType activation_dtype() const override { return DType::kBF16; }
   bool quantizes_activations() const override { return quantized_; }

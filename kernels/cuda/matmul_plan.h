@@ -17,6 +17,8 @@ struct MatmulLimits {
   int shared_bytes = 0;  // most that a block may have
   // Whether many tokens are multiplied by warpgroups: only where that gives the same bits.
   bool warpgroups = false;
+  // Whether codes are multiplied by warpgroups, however many tokens there are (matmul_codes.h).
+  bool code_warpgroups = false;
 };
 
 struct MatmulPlan {
@@ -36,6 +38,8 @@ struct MatmulPlan {
   // warpgroups has (then there are 8 warps and the one that copies).
   int warps = 0;
   int warpgroup_tiles = 0;
+  // Codes by warpgroups, few tokens' as well.
+  bool code_warpgroups = false;
 
   friend bool operator==(const MatmulPlan&, const MatmulPlan&) = default;
 };

@@ -50,15 +50,6 @@ void MultiplyFragments(const std::array<void*, kWarpThreads>& lanes) {
   }
 }
 
-double CodeValue(uint32_t word, int byte) {
-  const uint32_t code = word >> (byte * 8) & 0xffu;
-  if ((code & 0x7fu) == 0x7fu) return std::numeric_limits<double>::quiet_NaN();
-  const int exponent = static_cast<int>(code >> 3 & 15u);
-  const double mantissa = static_cast<double>(code & 7u) + (exponent == 0 ? 0 : 8);
-  const double value = std::ldexp(mantissa, (exponent == 0 ? 1 : exponent) - 10);
-  return (code & 0x80u) != 0 ? -value : value;
-}
-
 // The same of E4M3 codes.
 void MultiplyCodeFragments(const std::array<void*, kWarpThreads>& lanes) {
   double a[kRows][kCodeDepth];
@@ -92,6 +83,15 @@ struct MatrixLoad {
 };
 
 }  // namespace
+
+double CodeValue(uint32_t word, int byte) {
+  const uint32_t code = word >> (byte * 8) & 0xffu;
+  if ((code & 0x7fu) == 0x7fu) return std::numeric_limits<double>::quiet_NaN();
+  const int exponent = static_cast<int>(code >> 3 & 15u);
+  const double mantissa = static_cast<double>(code & 7u) + (exponent == 0 ? 0 : 8);
+  const double value = std::ldexp(mantissa, (exponent == 0 ? 1 : exponent) - 10);
+  return (code & 0x80u) != 0 ? -value : value;
+}
 
 void MultiplyMatrix(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                     SourceLocation here) {
