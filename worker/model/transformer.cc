@@ -239,6 +239,7 @@ absl::Status Transformer::Run(const StepInput& step) {
 
   backend_.Embed(step.ids, parameters_.embedding, act.residual);
   backend_.RmsNorm(act.residual, norms_[0].attention, config_.rms_norm_epsilon, act.normed);
+  linear_.Prepare(act.normed);
   for (int index = 0; index < config_.layers; ++index) {
     if (absl::Status status = Layer(index, step, act); !status.ok()) return status;
   }
@@ -248,8 +249,8 @@ absl::Status Transformer::Run(const StepInput& step) {
   return lm_head_.Apply(selected, parameters_.lm_head);
 }
 
-// One transformer block. On entry `normed` holds the block's normed input, on return the next
-// block's (or the final norm).
+// One transformer block. On entry `normed` holds the block's normed input, prepared, on return the
+// next block's (or the final norm).
 absl::Status Transformer::Layer(int index, const StepInput& step, const Activations& act) {
   const LayerParameters& layer = parameters_.layers[index];
   const KvCacheLayer& cache = cache_.layer(index);
