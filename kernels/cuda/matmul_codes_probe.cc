@@ -22,8 +22,13 @@ namespace marcoro::cuda {
 namespace {
 
 constexpr int kMostDevices = 64;
+#ifdef MARCORO_SIMT
+constexpr uint64_t kKnownDevices = 1;  // the emulator's one needs no probe
+#else
+constexpr uint64_t kKnownDevices = 0;
+#endif
 // Bit i: device i was found to.
-std::atomic<uint64_t> devices_with_code_warpgroups{0};
+std::atomic<uint64_t> devices_with_code_warpgroups{kKnownDevices};
 
 constexpr int64_t kTokens = 128;
 constexpr int64_t kRows = 128;

@@ -9,7 +9,8 @@
 
 namespace marcoro::cuda {
 
-// What a device was found to do. Until it has been probed: false.
+// What a device was found to do. Until it has been probed: false; in the emulator: true, so that
+// whole models run there as on sm_90a.
 bool MultipliesCodesByWarpgroups(int device);
 
 // Multiplies random matrices on this thread's device, `rounds` times each kind, by the kernels for
