@@ -199,7 +199,7 @@ class Backend {
   virtual ~Backend() = default;
 
   // Kernel family, part of the numerics fingerprint: "reference", "reference-f32", "avx2",
-  // "avx512", "cuda-sm_80", "cuda-sm_90a", ….
+  // "avx512", "cuda-sm_80", "cuda-sm_90a", "cuda-sm_90a-wgmma" (activations = kF8E4M3), ….
   virtual std::string_view name() const = 0;
   // One line for the log: the family, and what else there is to know of the machine.
   virtual std::string Description() const { return std::string(name()); }
@@ -289,6 +289,12 @@ class Backend {
 
   // out = x (T, K) act, quantized; K is a multiple of out.scales.columns, the segments.
   virtual void QuantizeActivations(const Tensor& x, const QuantizedActivations& out) = 0;
+
+  // AddRmsNorm, then QuantizeActivations of out; the same bits. In one where a backend can, if
+  // quantized has one segment.
+  virtual void AddRmsNormAndQuantize(const Tensor& residual, const Tensor& delta,
+                                     const float* weight, float epsilon, const Tensor& out,
+                                     const QuantizedActivations& quantized);
 
   // The same as Matmul of E4M3 weights with as many segments as x has: each segment's own sum of
   // products of codes, in F32, is multiplied by the row's scale and then by the token's before it

@@ -47,6 +47,13 @@ absl::StatusOr<std::unique_ptr<RowStage>> Backend::MakeRowStage(size_t bytes) co
   return nullptr;
 }
 
+void Backend::AddRmsNormAndQuantize(const Tensor& residual, const Tensor& delta,
+                                    const float* weight, float epsilon, const Tensor& out,
+                                    const QuantizedActivations& quantized) {
+  AddRmsNorm(residual, delta, weight, epsilon, out);
+  QuantizeActivations(out, quantized);
+}
+
 void Backend::GatherRows(const Tensor& from, absl::Span<const int32_t> rows, const Tensor& to) {
   CheckGatherRows(from, rows, to);
   const size_t bytes = static_cast<size_t>(to.columns) * SizeOf(to.dtype);

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/bench/cuda_limits.h"
 #include "kernels/bench/cuda_workbench.h"
+#include "kernels/cuda/matmul_codes_probe.h"
 #include "kernels/cuda/matmul_probe.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/runtime.h"
@@ -96,8 +97,10 @@ absl::StatusOr<std::unique_ptr<Device>> Device::Create() {
   device->warpgroups_ = architecture == 900;
   const auto matmul = cuda::ProbeMatmul(*stream);
   if (!matmul.ok()) return matmul.status();
+  const auto codes = cuda::ProbeCodes(*stream);
+  if (!codes.ok()) return codes.status();
   device->family_ = absl::StrCat("cuda-sm_", architecture / 10, architecture >= 900 ? "a" : "",
-                                 " on ", properties->name, " (", *matmul, ")");
+                                 " on ", properties->name, " (", *matmul, "; ", *codes, ")");
   return device;
 }
 

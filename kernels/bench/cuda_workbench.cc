@@ -61,7 +61,8 @@ absl::Status CudaWorkbench::Allocate() {
   scratch = std::max(scratch, SampleScratchBytes(kMostSampledRows, shapes_.vocabulary));
   for (const NamedWeight& weight : shapes_.Weights()) {
     for (const int64_t tokens : options_.tokens) {
-      scratch = std::max(scratch, MatmulScratchBytes(weight.shape, tokens));
+      scratch = std::max({scratch, MatmulScratchBytes(weight.shape, tokens),
+                          MatmulScratchBytes(weight.shape, tokens, DType::kF8E4M3)});
     }
   }
   const size_t wide = static_cast<size_t>(rows * columns);
@@ -111,27 +112,39 @@ absl::StatusOr<std::vector<OpCase>> CudaWorkbench::Cases() {
 
 void CudaWorkbench::AddMatmuls() {
   for (const NamedWeight& named : shapes_.Weights()) {
-    const WeightShape shape = named.shape;
-    const size_t weight_bytes = (WeightBytes(shape) + 255) / 256 * 256;
-    const auto copies = static_cast<int64_t>(cold_.bytes() / weight_bytes);
-    if (copies == 0) continue;
-    const bool fp8 = shape.dtype == DType::kF8E4M3;
-    for (const int64_t tokens : options_.tokens) {
-      auto run = [=, this](int64_t repetition) {
-        const PackedWeight weight = {shape,
-                                     static_cast<char*>(cold_.data()) +
-                                         static_cast<size_t>(repetition % copies) * weight_bytes,
-                                     fp8 ? static_cast<float*>(scales_.data()) : nullptr};
-        Matmul(stream_, Bf16(activations_, tokens, shape.columns), weight,
-               F32(out_floats_, tokens, shape.rows), scratch_.data());
-      };
-      const double elements = static_cast<double>(shape.rows * shape.columns);
-      cases_.push_back({absl::StrCat("matmul ", named.name),
-                        absl::StrFormat("T=%d %dx%d %s", tokens, shape.rows, shape.columns,
-                                        fp8 ? "fp8" : "bf16"),
-                        elements * static_cast<double>(SizeOf(shape.dtype)),
-                        2 * elements * static_cast<double>(tokens), run});
-    }
+    AddMatmuls(named, DType::kBF16);
+    if (named.shape.dtype == DType::kF8E4M3) AddMatmuls(named, DType::kF8E4M3);
+  }
+}
+
+void CudaWorkbench::AddMatmuls(const NamedWeight& named, DType activations) {
+  const WeightShape shape = named.shape;
+  const size_t weight_bytes = (WeightBytes(shape) + 255) / 256 * 256;
+  const auto copies = static_cast<int64_t>(cold_.bytes() / weight_bytes);
+  if (copies == 0) return;
+  const bool fp8 = shape.dtype == DType::kF8E4M3;
+  for (const int64_t tokens : options_.tokens) {
+    auto run = [=, this](int64_t repetition) {
+      const PackedWeight weight = {shape,
+                                   static_cast<char*>(cold_.data()) +
+                                       static_cast<size_t>(repetition % copies) * weight_bytes,
+                                   fp8 ? static_cast<float*>(scales_.data()) : nullptr};
+      const Tensor x(activations_.data(), activations, tokens, shape.columns);
+      const Tensor out = F32(out_floats_, tokens, shape.rows);
+      if (activations == DType::kBF16) {
+        Matmul(stream_, x, weight, out, scratch_.data());
+      } else {
+        MultiplyQuantized(stream_, {x, F32(floats_, tokens, shape.segments)}, weight, out,
+                          scratch_.data());
+      }
+    };
+    const double elements = static_cast<double>(shape.rows * shape.columns);
+    cases_.push_back(
+        {absl::StrCat("matmul ", named.name),
+         absl::StrFormat("T=%d %dx%d %s%s", tokens, shape.rows, shape.columns, fp8 ? "fp8" : "bf16",
+                         activations == DType::kF8E4M3 ? " x fp8" : ""),
+         elements * static_cast<double>(SizeOf(shape.dtype)),
+         2 * elements * static_cast<double>(tokens), run});
   }
 }
 
@@ -255,6 +268,12 @@ void CudaWorkbench::AddRowOps() {
                         const Tensor delta = F32(floats_, tokens, shapes_.hidden);
                         RmsNorm(stream_, F32(out_floats_, tokens, shapes_.hidden), &delta, norm,
                                 1e-5f, Bf16(outputs_, tokens, shapes_.hidden));
+                      }});
+    cases_.push_back({"quantize", wide, hidden * 3, 0, [=, this](int64_t) {
+                        QuantizeActivations(stream_, Bf16(activations_, tokens, shapes_.hidden),
+                                            {.codes = Tensor(outputs_.data(), DType::kF8E4M3,
+                                                             tokens, shapes_.hidden),
+                                             .scales = F32(out_floats_, tokens, 1)});
                       }});
     cases_.push_back({"swiglu", absl::StrFormat("T=%d", tokens),
                       static_cast<double>(tokens * shapes_.feed_forward) * 10, 0,

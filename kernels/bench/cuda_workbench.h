@@ -50,6 +50,8 @@ class CudaWorkbench {
   absl::StatusOr<std::shared_ptr<Steps>> MakeSteps(int32_t batch, int32_t tokens, int32_t position);
 
   void AddMatmuls();
+  // Of activations of BF16, or of E4M3: those may come to twice the limit, which is that of BF16.
+  void AddMatmuls(const NamedWeight& named, DType activations);
   absl::Status AddAttention();
   absl::Status AddStepOps();
   void AddRowOps();

@@ -47,7 +47,9 @@ class CudaBackend final : public Backend, private StepHost {
     DestroyStream(stream_);
   }
 
-  std::string_view name() const override { return identity_.name; }
+  std::string_view name() const override {
+    return quantized_ ? identity_.quantized_name : identity_.name;
+  }
   std::string Description() const override { return identity_.description; }
   DType activation_dtype() const override { return DType::kBF16; }
   bool quantizes_activations() const override { return quantized_; }
@@ -82,6 +84,9 @@ class CudaBackend final : public Backend, private StepHost {
   void RmsNorm(const Tensor& x, const float* weight, float epsilon, const Tensor& out) override;
   void AddRmsNorm(const Tensor& residual, const Tensor& delta, const float* weight, float epsilon,
                   const Tensor& out) override;
+  void AddRmsNormAndQuantize(const Tensor& residual, const Tensor& delta, const float* weight,
+                             float epsilon, const Tensor& out,
+                             const QuantizedActivations& quantized) override;
   void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) override;
   void QuantizeActivations(const Tensor& x, const QuantizedActivations& out) override;
   void MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,
@@ -302,6 +307,17 @@ void CudaBackend::AddRmsNorm(const Tensor& residual, const Tensor& delta, const 
                              float epsilon, const Tensor& out) {
   CheckAddRmsNorm(residual, delta, weight, epsilon, out, DType::kBF16);
   if (residual.rows > 0) cuda::RmsNorm(stream_, residual, &delta, weight, epsilon, out);
+}
+
+void CudaBackend::AddRmsNormAndQuantize(const Tensor& residual, const Tensor& delta,
+                                        const float* weight, float epsilon, const Tensor& out,
+                                        const QuantizedActivations& quantized) {
+  CheckAddRmsNorm(residual, delta, weight, epsilon, out, DType::kBF16);
+  CheckQuantizeActivations(out, quantized, DType::kBF16);
+  if (residual.rows == 0) return;
+  const bool whole_rows = quantized.scales.columns == 1;
+  cuda::RmsNorm(stream_, residual, &delta, weight, epsilon, out, whole_rows ? &quantized : nullptr);
+  if (!whole_rows) cuda::QuantizeActivations(stream_, out, quantized);
 }
 
 void CudaBackend::Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) {

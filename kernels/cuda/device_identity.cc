@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/device_limits.h"
+#include "kernels/cuda/matmul_codes_probe.h"
 #include "kernels/cuda/matmul_probe.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/runtime.h"
@@ -28,19 +30,24 @@ absl::StatusOr<int> FindArchitecture(Stream stream) {
 absl::StatusOr<DeviceIdentity> Identify(Stream stream) {
   const auto architecture = FindArchitecture(stream);
   if (!architecture.ok()) return architecture.status();
-  // Nothing to find out there: the emulator multiplies by warps in either way.
-  if (*architecture == 0) return DeviceIdentity{"cuda-emulated", "cuda-emulated"};
+  constexpr char kEmulated[] = "cuda-emulated";
+  // Nothing to find out there: the emulator's sums have the same bits in all ways.
+  if (*architecture == 0) return DeviceIdentity{kEmulated, kEmulated, kEmulated};
   const auto properties = Properties();
   if (!properties.ok()) return properties.status();
   const auto matmul = ProbeMatmul(stream);
   if (!matmul.ok()) return matmul.status();
+  const auto codes = ProbeCodes(stream);
+  if (!codes.ok()) return codes.status();
   // From 9.0 on, the kernels use what only that architecture has.
   std::string name = absl::StrCat("cuda-sm_", *architecture / 10, *architecture >= 900 ? "a" : "");
   std::string description = absl::StrCat(
       name, ", ", properties->name, " (", properties->multiprocessors, " multiprocessors, ",
       properties->free_memory >> 20, " of ", properties->total_memory >> 20,
-      " MiB free, driver for CUDA ", properties->driver, "); ", *matmul);
-  return DeviceIdentity{std::move(name), std::move(description)};
+      " MiB free, driver for CUDA ", properties->driver, "); ", *matmul, "; ", *codes);
+  std::string quantized_name =
+      absl::StrCat(name, MultipliesCodesByWarpgroups(CurrentDevice()) ? "-wgmma" : "");
+  return DeviceIdentity{std::move(name), std::move(quantized_name), std::move(description)};
 }
 
 }  // namespace marcoro::cuda

@@ -3,6 +3,8 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/device_limits.h"
+#include "kernels/cuda/matmul_codes.h"
+#include "kernels/cuda/matmul_codes_probe.h"
 #include "kernels/cuda/matmul_kernels.h"
 #include "kernels/cuda/matmul_limits.h"
 #include "kernels/cuda/matmul_plan.h"
@@ -186,6 +188,10 @@ MatmulPlan PlanManyTokens(const MatmulLayout& layout, DType dtype, DType activat
 MatmulPlan PlanMatmul(const WeightShape& shape, int64_t tokens, const MatmulLimits& limits,
                       DType activations) {
   const MatmulLayout layout = MakeMatmulLayout(shape);
+  if (activations == DType::kF8E4M3 && limits.code_warpgroups &&
+      SuitsWarpgroupCodes(layout, limits)) {
+    return PlanWarpgroupCodes(layout, tokens, limits);
+  }
   if (activations == DType::kBF16 && SuitsClusters(layout, tokens, limits)) {
     const MatmulPlan plan = PlanClusters(layout, shape.dtype, tokens, limits);
     if (plan.slots > 0) return plan;
@@ -224,7 +230,9 @@ void RunMatmul(Stream stream, const MatmulPlan& plan, const Tensor& x, const Pac
                                  : MatmulOutput{.data = static_cast<float*>(scratch),
                                                 .stride = layout.rows,
                                                 .part_stride = x.rows * layout.rows};
-  if (plan.few_tokens) {
+  if (plan.code_warpgroups) {
+    MultiplyWarpgroupCodes(stream, plan, operands);
+  } else if (plan.few_tokens) {
     MultiplyFewTokens(stream, plan, weight.shape.dtype, operands);
   } else if (plan.by_clusters) {
     MultiplyByClusters(stream, plan, weight.shape.dtype, operands);
@@ -252,6 +260,9 @@ size_t MatmulScratchBytes(const WeightShape& shape, int64_t tokens, DType activa
     elements = std::max({elements, plan.parts > 1 ? plan.parts * tokens * shape.rows : 0,
                          std::min(layout.leaves * tokens * shape.rows, most_elements)});
   }
+  if (activations == DType::kF8E4M3) {
+    elements = std::max(elements, WarpgroupCodesScratch(layout, tokens, limits));
+  }
   return sizeof(float) * static_cast<size_t>(elements);
 }
 
@@ -265,10 +276,23 @@ void Matmul(Stream stream, const Tensor& x, const PackedWeight& weight, const Te
 
 void MultiplyQuantized(Stream stream, const QuantizedActivations& x, const PackedWeight& weight,
                        const Tensor& out, void* scratch) {
-  if (x.codes.rows == 0) return;
-  const MatmulPlan plan =
-      PlanMatmul(weight.shape, x.codes.rows, DeviceMatmulLimits(), DType::kF8E4M3);
-  RunMatmul(stream, plan, x.codes, weight, out, scratch, &x.scales);
+  const int64_t tokens = x.codes.rows;
+  if (tokens == 0) return;
+  MatmulLimits limits = DeviceMatmulLimits();
+  limits.code_warpgroups = MultipliesCodesByWarpgroups(CurrentDevice());
+  MatmulPlan plan = PlanMatmul(weight.shape, tokens, limits, DType::kF8E4M3);
+  int64_t slice = tokens;
+  if (plan.code_warpgroups && !plan.few_tokens && !HasVectors(x.codes)) {
+    // No model has such rows but the smallest: its speed does not matter, its bits do.
+    slice = kFewestCodeTokens;
+    plan = PlanMatmul(weight.shape, slice, limits, DType::kF8E4M3);
+  }
+  for (int64_t first = 0; first < tokens; first += slice) {
+    const int64_t count = std::min(slice, tokens - first);
+    const Tensor scales = x.scales.Rows(first, count);
+    RunMatmul(stream, plan, x.codes.Rows(first, count), weight, out.Rows(first, count), scratch,
+              &scales);
+  }
 }
 
 }  // namespace marcoro::cuda

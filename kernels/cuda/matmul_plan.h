@@ -22,6 +22,8 @@ struct MatmulLimits {
   // Whether more than a few tokens are multiplied by warpgroups: only where that gives the same
   // bits.
   bool warpgroups = false;
+  // Whether codes are multiplied by warpgroups, however many tokens there are (matmul_codes.h).
+  bool code_warpgroups = false;
   // How many clusters of 2, of 4 and of 8 blocks run at once if each block takes a multiprocessor;
   // 0 where there are none.
   std::array<int, 3> clusters = {};
@@ -62,6 +64,8 @@ struct MatmulPlan {
   // warpgroup.
   int warps = 0;
   int warpgroup_tiles = 0;
+  // Codes by warpgroups, few tokens' as well.
+  bool code_warpgroups = false;
 
   friend bool operator==(const MatmulPlan&, const MatmulPlan&) = default;
 };

@@ -113,7 +113,6 @@ class Probe {
  public:
   explicit Probe(Stream stream) : stream_(stream) {}
 
-  absl::StatusOr<bool> HasWarpgroups();
   // Where the products differ, in words; nothing if they do not.
   absl::StatusOr<std::optional<std::string>> FindDifference(const Case& kind,
                                                             const Matrices& matrices);
@@ -131,17 +130,6 @@ class Probe {
   GrowingMemory x_{MemoryKind::kDevice};
   GrowingMemory out_{MemoryKind::kDevice};
 };
-
-absl::StatusOr<bool> Probe::HasWarpgroups() {
-  absl::Status status = out_.Reserve(stream_, sizeof(int));
-  if (!status.ok()) return status;
-  FindWarpgroups(stream_, static_cast<int*>(out_.data()));
-  int there = 0;
-  CopyToHost(stream_, &there, out_.data(), sizeof(there));
-  status = Synchronize(stream_);
-  if (!status.ok()) return status;
-  return there == 1;
-}
 
 absl::Status Probe::Prepare(const Case& kind, const Matrices& matrices, PackedWeight* weight) {
   const WeightShape shape = {kind.weight, kRows, kColumns, 1};
@@ -200,6 +188,18 @@ absl::StatusOr<std::optional<std::string>> Probe::FindDifference(const Case& kin
 
 }  // namespace
 
+absl::StatusOr<bool> HasWarpgroups(Stream stream) {
+  GrowingMemory memory(MemoryKind::kDevice);
+  absl::Status status = memory.Reserve(stream, sizeof(int));
+  if (!status.ok()) return status;
+  FindWarpgroups(stream, static_cast<int*>(memory.data()));
+  int there = 0;
+  CopyToHost(stream, &there, memory.data(), sizeof(there));
+  status = Synchronize(stream);
+  if (!status.ok()) return status;
+  return there == 1;
+}
+
 bool MultipliesByWarpgroups(int device) {
   return device < kMostDevices && (devices_with_warpgroups.load() >> device & 1u) != 0;
 }
@@ -209,10 +209,10 @@ absl::StatusOr<std::string> ProbeMatmul(Stream stream, int rounds) {
   if (device >= kMostDevices) return "matmul of many tokens: mma.sync (too many devices to probe)";
   const uint64_t mine = uint64_t{1} << device;
   devices_with_warpgroups.fetch_and(~mine);
-  Probe probe(stream);
-  const auto has_warpgroups = probe.HasWarpgroups();
+  const auto has_warpgroups = HasWarpgroups(stream);
   if (!has_warpgroups.ok()) return has_warpgroups.status();
   if (!*has_warpgroups) return "matmul of many tokens: mma.sync (no wgmma for this GPU)";
+  Probe probe(stream);
   Random random(1);
   for (int round = 0; round < rounds; ++round) {
     for (const Case& kind : kCases) {

@@ -11,6 +11,9 @@
 
 namespace marcoro::cuda {
 
+// Whether the program holds kernels with wgmma for this thread's device.
+absl::StatusOr<bool> HasWarpgroups(Stream stream);
+
 // What a device was found to do. Until it has been probed: false.
 bool MultipliesByWarpgroups(int device);
 

@@ -48,9 +48,10 @@ void Architecture(Stream stream, int* architecture);
 void Embed(Stream stream, const DeviceStep& step, const Tensor& table, const Tensor& out);
 
 // out (T, H) BF16 = x / sqrt(mean(x²) + epsilon) * weight. x (T, H) F32, weight (H) F32. With a
-// delta (T, H) F32, x becomes x + delta first.
+// delta (T, H) F32, x becomes x + delta first. With `quantized`, in one segment, also
+// QuantizeActivations of out.
 void RmsNorm(Stream stream, const Tensor& x, const Tensor* delta, const float* weight,
-             float epsilon, const Tensor& out);
+             float epsilon, const Tensor& out, const QuantizedActivations* quantized = nullptr);
 
 // Bytes of a packed weight; packing from `source` (count, columns) in device memory, rows
 // [first_row, first_row + count), as Backend::PackWeight. E4M3 weights are packed for activations

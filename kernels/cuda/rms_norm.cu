@@ -6,6 +6,9 @@
 // with all loads of a thread, those of the weight included, under way before the first is used (at
 // H = 4096: 48 KB of a block). A decode step has as many blocks as tokens, so that its time is one
 // trip to memory, the reduction and one trip back.
+//
+// Where the row is quantized as well, that takes one reduction more of what is in registers, and
+// saves a launch.
 #include "kernels/cuda/device/dependent_launch.h"
 #include "kernels/cuda/device/numbers.h"
 #include "kernels/cuda/device/reduce.h"
@@ -13,6 +16,7 @@
 #include "kernels/cuda/device/thread.h"
 #include "kernels/cuda/device/vectors.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/quantize_arithmetic.h"
 #include "kernels/cuda/rms_norm_arithmetic.h"
 
 namespace marcoro::cuda {
@@ -32,7 +36,11 @@ struct RmsNormRows {
   int columns;
   uint16_t* out;
   int64_t out_stride;
-  bool aligned;  // all rows, of all matrices
+  bool aligned;    // all rows, of all matrices
+  uint8_t* codes;  // null: rows are not quantized
+  int64_t codes_stride;
+  float* scales;
+  int64_t scales_stride;
 };
 
 // The row that a block works on.
@@ -65,8 +73,33 @@ MARCORO_DEVICE void StoreScaled(const RmsNormRow& row, int i, const Float4& x, f
   StoreFourBf16(row.out + i, ScaleFour(x, scale, weight), row.columns - i, row.aligned);
 }
 
-// Rows of up to kVectors * kStep elements.
+// Quantizes the row that x becomes when it is scaled and rounded.
 template <int kVectors>
+MARCORO_DEVICE void QuantizeRow(const RmsNormRows& rows, Float4 (&x)[kVectors], float scale,
+                                const Float4 (&weight)[kVectors]) {
+  const int64_t row = BlockIndexX();
+  const int first = ThreadIndex() * kVector;
+  uint32_t largest = 0;
+  MARCORO_UNROLL_LOOP
+  for (int v = 0; v < kVectors; ++v) {
+    const Float4 scaled = ScaleFour(x[v], scale, weight[v]);
+    MARCORO_UNROLL_LOOP
+    for (int e = 0; e < kVector; ++e) x[v].value[e] = Bf16ToFloat(RoundBf16(scaled.value[e]));
+    largest = LargestMagnitude(largest, x[v], rows.columns - first - v * kStep);
+  }
+  const SharedArray<uint32_t> warps(kWarps * static_cast<int>(sizeof(float)), kWarps);
+  const float code_scale = CodeScale(MaxOverBlock(largest, warps));
+  if (ThreadIndex() == 0) rows.scales[row * rows.scales_stride] = code_scale;
+  MARCORO_UNROLL_LOOP
+  for (int v = 0; v < kVectors; ++v) {
+    const int i = first + v * kStep;
+    StoreFourCodes(rows.codes + row * rows.codes_stride + i, x[v], code_scale, rows.columns - i,
+                   rows.aligned);
+  }
+}
+
+// Rows of up to kVectors * kStep elements.
+template <int kVectors, bool kQuantizes>
 MARCORO_KERNEL(kThreads, 1)
 RmsNormKernel(RmsNormRows rows) {
   LaunchDependents();
@@ -103,6 +136,7 @@ RmsNormKernel(RmsNormRows rows) {
   const float scale = ScaleOf(sum, rows);
   MARCORO_UNROLL_LOOP
   for (int v = 0; v < kVectors; ++v) StoreScaled(row, first + v * kStep, x[v], scale, weight[v]);
+  if constexpr (kQuantizes) QuantizeRow(rows, x, scale, weight);
 }
 
 // Longer rows are read twice; each thread reads again what it wrote itself.
@@ -129,7 +163,7 @@ MARCORO_KERNEL(kThreads, 1) RmsNormLongKernel(RmsNormRows rows) {
 }  // namespace
 
 void RmsNorm(Stream stream, const Tensor& x, const Tensor* delta, const float* weight,
-             float epsilon, const Tensor& out) {
+             float epsilon, const Tensor& out, const QuantizedActivations* quantized) {
   const RmsNormRows rows = {
       .x = x.Row<float>(0),
       .x_stride = x.stride,
@@ -143,14 +177,29 @@ void RmsNorm(Stream stream, const Tensor& x, const Tensor* delta, const float* w
       .aligned = RowsAreAligned(x.data, x.stride, sizeof(float)) &&
                  (delta == nullptr || RowsAreAligned(delta->data, delta->stride, sizeof(float))) &&
                  RowsAreAligned(weight, 0, sizeof(float)) &&
-                 RowsAreAligned(out.data, out.stride, sizeof(uint16_t))};
+                 RowsAreAligned(out.data, out.stride, sizeof(uint16_t)) &&
+                 (quantized == nullptr ||
+                  RowsAreAligned(quantized->codes.data, quantized->codes.stride, 1)),
+      .codes = quantized == nullptr ? nullptr : quantized->codes.Row<uint8_t>(0),
+      .codes_stride = quantized == nullptr ? 0 : quantized->codes.stride,
+      .scales = quantized == nullptr ? nullptr : quantized->scales.Row<float>(0),
+      .scales_stride = quantized == nullptr ? 0 : quantized->scales.stride};
   const LaunchShape shape = {.grid_x = static_cast<int>(x.rows),
                              .threads = kThreads,
-                             .shared_bytes = kWarps * static_cast<int>(sizeof(float)),
+                             .shared_bytes = 2 * kWarps * static_cast<int>(sizeof(float)),
                              .overlaps_kernel_ahead = true};
-  if (x.columns <= 4 * kStep) return Launch(stream, shape, RmsNormKernel<4>, rows);
-  if (x.columns <= 8 * kStep) return Launch(stream, shape, RmsNormKernel<8>, rows);
+  const bool fits = x.columns <= 8 * kStep;
+  const bool short_rows = x.columns <= 4 * kStep;
+  if (fits && quantized != nullptr) {
+    return Launch(stream, shape, short_rows ? RmsNormKernel<4, true> : RmsNormKernel<8, true>,
+                  rows);
+  }
+  if (fits) {
+    return Launch(stream, shape, short_rows ? RmsNormKernel<4, false> : RmsNormKernel<8, false>,
+                  rows);
+  }
   Launch(stream, shape, RmsNormLongKernel, rows);
+  if (quantized != nullptr) QuantizeActivations(stream, out, *quantized);
 }
 
 }  // namespace marcoro::cuda

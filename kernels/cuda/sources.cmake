@@ -13,6 +13,9 @@ set(marcoro_cuda_kernels
   kernels/cuda/logits.cu
   kernels/cuda/matmul.cu
   kernels/cuda/matmul_clusters.cu
+  kernels/cuda/matmul_codes.cu
+  kernels/cuda/matmul_codes_few_tokens.cu
+  kernels/cuda/matmul_codes_many_tokens.cu
   kernels/cuda/matmul_few_tokens.cu
   kernels/cuda/matmul_many_tokens.cu
   kernels/cuda/matmul_pack.cu
@@ -30,6 +33,7 @@ set(marcoro_cuda_host_sources
   kernels/cuda/device_memory.cc
   kernels/cuda/device_sampler.cc
   kernels/cuda/late_ids.cc
+  kernels/cuda/matmul_codes_probe.cc
   kernels/cuda/matmul_probe.cc
   kernels/cuda/row_stage.cc
   kernels/cuda/step_runner.cc

@@ -10,7 +10,7 @@ ROOT = FOLDER.parents[1]
 sys.path.insert(0, str(ROOT / "tests/deploy"))
 import harness  # pylint: disable=wrong-import-position,unused-import
 
-OPS = ("attention", "embed", "gather_rows", "logits", "matmul", "matmul_clusters", "matmul_quantized", "matmul_warpgroups", "quantize", "rms_norm", "rope", "row_stage", "sampling",
+OPS = ("attention", "embed", "gather_rows", "logits", "matmul", "matmul_clusters", "matmul_codes", "matmul_quantized", "matmul_warpgroups", "quantize", "rms_norm", "rope", "row_stage", "sampling",
        "swiglu")
 OP_TESTS = sorted(f"cuda_{op}_gpu_test" for op in OPS)
 PROGRAMS = [*OP_TESTS, "gpu_determinism_test", "gpu_model_test", "gpu_serve_test", "kernels_bench", "kernels_test", "marcoro", "marcoro-coordinator",

@@ -18,7 +18,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 required=(
-  cuda_{attention,embed,gather_rows,logits,matmul,matmul_clusters,matmul_quantized,matmul_warpgroups,quantize,rms_norm,rope,row_stage,sampling,swiglu}_gpu_test
+  cuda_{attention,embed,gather_rows,logits,matmul,matmul_clusters,matmul_codes,matmul_quantized,matmul_warpgroups,quantize,rms_norm,rope,row_stage,sampling,swiglu}_gpu_test
   gpu_{determinism,model,serve}_test kernels_bench kernels_test marcoro marcoro-coordinator marcoro-worker matmul_test
 )
 data=(small tiny window sampling_cases.json)

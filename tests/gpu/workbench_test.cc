@@ -35,7 +35,7 @@ TEST_F(CudaWorkbenchTest, EveryCaseRunsAgainAndAgain) {
   ASSERT_TRUE(bench.ok()) << bench.status();
   const auto cases = (*bench)->Cases();
   ASSERT_TRUE(cases.ok()) << cases.status();
-  EXPECT_EQ(cases->size(), 39u);
+  EXPECT_EQ(cases->size(), 53u);
   for (const OpCase& op_case : *cases) {
     SCOPED_TRACE(op_case.op + " " + op_case.shape);
     for (int64_t repetition = 0; repetition < 3; ++repetition) op_case.run(repetition);
@@ -55,6 +55,7 @@ TEST_F(CudaWorkbenchTest, CostsAreWhatTheOpMustReadWriteAndMultiply) {
   const std::map<std::string, std::pair<double, double>> expected = {
       // (4 + 2 · 2) · 64 rows of 256 codes; two operations for each weight and token.
       {"matmul qkv T=8 512x256 fp8", {512 * 256, 2.0 * 512 * 256 * 8}},
+      {"matmul qkv T=8 512x256 fp8 x fp8", {512 * 256, 2.0 * 512 * 256 * 8}},
       {"matmul lm_head T=1 1000x256 bf16", {1000 * 256 * 2, 2.0 * 1000 * 256}},
       // Keys and values of two heads of 64 in BF16; two products of 64 for each of four heads.
       {"attention decode batch=3 context=320", {3.0 * 320 * 512, 3.0 * 320 * 4 * 256}},
@@ -62,6 +63,7 @@ TEST_F(CudaWorkbenchTest, CostsAreWhatTheOpMustReadWriteAndMultiply) {
       {"attention prefill T=40 position=280",
        {320.0 * 512, (40.0 * 280 + 40.0 * 41 / 2) * 4 * 256}},
       {"add_rms_norm T=40 H=256", {40.0 * 256 * (4 + 4 + 4 + 2), 0}},
+      {"quantize T=40 H=256", {40.0 * 256 * (2 + 1), 0}},
       {"swiglu T=1", {512 * 10, 0}},
       // On each of two ranks: its part, to the peer and from it, residual twice, the norm in BF16.
       {"all_reduce_rms_norm T=8 H=256, 2 ranks on this GPU",

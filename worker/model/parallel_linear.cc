@@ -27,24 +27,48 @@ size_t LinearProduct::Bytes(const Backend& backend, int64_t tokens, int64_t colu
          static_cast<size_t>(tokens * segments) * sizeof(float);
 }
 
-void LinearProduct::Multiply(const Tensor& x, const PackedWeight& weight, const Tensor& out) const {
-  const WeightShape& shape = weight.shape;
-  if (!backend_->quantizes_activations() || shape.dtype != DType::kF8E4M3) {
-    return backend_->Matmul(x, weight, out);
-  }
-  const size_t scale_bytes = static_cast<size_t>(x.rows * shape.segments) * sizeof(float);
+bool LinearProduct::Quantizes(const PackedWeight& weight) const {
+  return backend_->quantizes_activations() && weight.shape.dtype == DType::kF8E4M3;
+}
+
+QuantizedActivations LinearProduct::QuantizedOf(const Tensor& x, int64_t segments) const {
   MARCORO_CHECK(static_cast<size_t>(x.rows * x.columns) <= codes_.bytes());
-  MARCORO_CHECK(scale_bytes <= scales_.bytes());
-  const QuantizedActivations quantized = {
-      .codes = Tensor(codes_.data(), DType::kF8E4M3, x.rows, x.columns),
-      .scales = Tensor(scales_.data(), DType::kF32, x.rows, shape.segments)};
+  MARCORO_CHECK(static_cast<size_t>(x.rows * segments) * sizeof(float) <= scales_.bytes());
+  return {.codes = Tensor(codes_.data(), DType::kF8E4M3, x.rows, x.columns),
+          .scales = Tensor(scales_.data(), DType::kF32, x.rows, segments)};
+}
+
+void LinearProduct::Multiply(const Tensor& x, const PackedWeight& weight, const Tensor& out) const {
+  if (!Quantizes(weight)) return backend_->Matmul(x, weight, out);
+  const QuantizedActivations quantized = QuantizedOf(x, weight.shape.segments);
   backend_->QuantizeActivations(x, quantized);
   backend_->MultiplyQuantized(quantized, weight, out);
 }
 
+void LinearProduct::Prepare(const Tensor& x) const {
+  if (backend_->quantizes_activations()) backend_->QuantizeActivations(x, QuantizedOf(x, 1));
+}
+
+void LinearProduct::AddRmsNormAndPrepare(const Tensor& residual, const Tensor& delta,
+                                         const NormParameters& norm, const Tensor& x) const {
+  if (backend_->quantizes_activations()) {
+    backend_->AddRmsNormAndQuantize(residual, delta, norm.weight, norm.epsilon, x,
+                                    QuantizedOf(x, 1));
+  } else {
+    backend_->AddRmsNorm(residual, delta, norm.weight, norm.epsilon, x);
+  }
+}
+
+void LinearProduct::MultiplyPrepared(const Tensor& x, const PackedWeight& weight,
+                                     const Tensor& out) const {
+  if (!Quantizes(weight)) return backend_->Matmul(x, weight, out);
+  MARCORO_CHECK(weight.shape.segments == 1);
+  backend_->MultiplyQuantized(QuantizedOf(x, 1), weight, out);
+}
+
 void ColumnParallel(const LinearProduct& product, const Tensor& x, const PackedWeight& weight,
                     const Tensor& out) {
-  product.Multiply(x, weight, out);
+  product.MultiplyPrepared(x, weight, out);
 }
 
 absl::Status RowParallelAddRmsNorm(const LinearProduct& linear, Communicator& communicator,
@@ -56,11 +80,14 @@ absl::Status RowParallelAddRmsNorm(const LinearProduct& linear, Communicator& co
   const absl::StatusOr<bool> fused =
       communicator.AllReduceAddRmsNorm(residual, product, norm.weight, norm.epsilon, normed);
   if (!fused.ok()) return fused.status();
-  if (*fused) return absl::OkStatus();
+  if (*fused) {
+    linear.Prepare(normed);
+    return absl::OkStatus();
+  }
   absl::Status status = communicator.AllReduceTree(
       absl::MakeSpan(product.Row<float>(0), product.rows * product.columns));
   if (!status.ok()) return status;
-  linear.backend().AddRmsNorm(residual, product, norm.weight, norm.epsilon, normed);
+  linear.AddRmsNormAndPrepare(residual, product, norm, normed);
   return absl::OkStatus();
 }
 

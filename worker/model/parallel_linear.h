@@ -10,6 +10,11 @@
 
 namespace marcoro {
 
+struct NormParameters {
+  const float* weight;  // (N)
+  float epsilon;
+};
+
 // The product of a linear layer on one rank. Where the backend quantizes activations, inputs of
 // E4M3 weights are quantized first, each of the product's segments with scales of its own, so that
 // no rank has to know of another's inputs; BF16 weights take inputs as they are.
@@ -25,31 +30,38 @@ class LinearProduct {
   // out (T, N) F32 = x (T, K) act · weightᵀ.
   void Multiply(const Tensor& x, const PackedWeight& weight, const Tensor& out) const;
 
-  Backend& backend() const { return *backend_; }
+  // The same in two steps, for weights of one segment: x is quantized as soon as it is there, or
+  // by the norm that makes it (as Backend::AddRmsNorm). It stays prepared until the next Multiply
+  // or preparation.
+  void Prepare(const Tensor& x) const;
+  void AddRmsNormAndPrepare(const Tensor& residual, const Tensor& delta, const NormParameters& norm,
+                            const Tensor& x) const;
+  void MultiplyPrepared(const Tensor& x, const PackedWeight& weight, const Tensor& out) const;
 
  private:
   explicit LinearProduct(Backend& backend) : backend_(&backend) {}
+
+  // Whether products of the weight take quantized inputs.
+  bool Quantizes(const PackedWeight& weight) const;
+  // Room for x, quantized in so many segments.
+  QuantizedActivations QuantizedOf(const Tensor& x, int64_t segments) const;
 
   Backend* backend_;
   Buffer codes_;   // (tokens, columns) E4M3
   Buffer scales_;  // (tokens, segments) F32
 };
 
-// Output rows are cut: every rank computes its own outputs from the whole input; nothing is
-// exchanged. x (T, K) act, weight (N / world_size, K), out (T, N / world_size) F32.
+// Output rows are cut: every rank computes its own outputs from the whole input, which has been
+// prepared; nothing is exchanged. x (T, K) act, weight (N / world_size, K), out (T, N / world_size)
+// F32.
 void ColumnParallel(const LinearProduct& product, const Tensor& x, const PackedWeight& weight,
                     const Tensor& out);
-
-struct NormParameters {
-  const float* weight;  // (N)
-  float epsilon;
-};
 
 // Inputs are cut: every rank computes a partial sum over its own columns, as the lower levels of
 // the segment tree; the all-reduce is the top of that tree. x (T, K / world_size) act, weight (N, K
 // / world_size), product (T, N) F32 dense. The residual (T, N) F32 += product, then normed (T, N)
-// act = RmsNorm(residual), in one with the all-reduce where the communicator can; product is
-// unspecified afterwards.
+// act = RmsNorm(residual), in one with the all-reduce where the communicator can; normed is
+// prepared for ColumnParallel, product is unspecified afterwards.
 absl::Status RowParallelAddRmsNorm(const LinearProduct& linear, Communicator& communicator,
                                    const Tensor& x, const PackedWeight& weight,
                                    const Tensor& product, const Tensor& residual,

@@ -240,6 +240,7 @@ absl::Status Transformer::Run(const StepInput& step) {
   if (absl::Status status = ShareIds(step); !status.ok()) return status;
   backend_.Embed(step.ids, parameters_.embedding, act.residual);
   backend_.RmsNorm(act.residual, norms_[0].attention, config_.rms_norm_epsilon, act.normed);
+  linear_.Prepare(act.normed);
   for (int index = 0; index < config_.layers; ++index) {
     if (absl::Status status = Layer(index, step, act); !status.ok()) return status;
   }
@@ -257,8 +258,8 @@ absl::Status Transformer::ShareIds(const StepInput& step) {
   return communicator_.BroadcastIds(absl::MakeSpan(ids, step.ids.size()));
 }
 
-// One transformer block. On entry `normed` holds the block's normed input, on return the next
-// block's (or the final norm).
+// One transformer block. On entry `normed` holds the block's normed input, prepared, on return the
+// next block's (or the final norm).
 absl::Status Transformer::Layer(int index, const StepInput& step, const Activations& act) {
   const LayerParameters& layer = parameters_.layers[index];
   const KvCacheLayer& cache = cache_.layer(index);

@@ -25,7 +25,8 @@ MARCORO_DEVICE void MultiplyMatrix(float (&c)[4], const uint32_t (&a)[4], const 
 }
 // The same of E4M3 codes. Machines that multiply them as they are (sm_89) sum with fewer bits than
 // F32 has: c must not hold more than a few products. Others convert: sm_80 to BF16, sm_90 and
-// sm_100 (there it is the compiler) to F16. A NaN code may count as a number.
+// sm_100 (there it is the compiler) to F16; warpgroups of sm_90a do not. A NaN code may count as a
+// number.
 MARCORO_DEVICE void MultiplyCodeMatrix(float (&c)[4], const uint32_t (&a)[4],
                                        const uint32_t (&b)[2], SourceLocation here = MARCORO_HERE) {
   simt::MultiplyCodeMatrix(c, a, b, here);

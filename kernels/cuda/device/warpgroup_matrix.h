@@ -1,20 +1,21 @@
 // Matrix products of a warpgroup: four warps of which the first has an index that is a multiple of
-// four (sm_90a only). D (64 x N, F32) += A (64 x 16, BF16) · B (16 x N, BF16): A and D are in
-// registers, B in shared memory. All 128 threads call every function here, with equal arguments but
-// for the registers.
+// four (sm_90a only). D (64 x N, F32) += A (64 x 16, BF16) · B (16 x N, BF16), or of E4M3 codes A
+// (64 x 32) · B (32 x N): A and D are in registers, B in shared memory. All 128 threads call every
+// function here, with equal arguments but for the registers.
 //
 // Warp w of the four has rows 16w to 16w + 15. With g = lane / 4 and i = lane % 4, a lane holds of
 // its warp's rows
 //   A: a[0] = row g,     columns 2i, 2i+1     a[2] = row g,     columns 2i+8, 2i+9
 //      a[1] = row g + 8, columns 2i, 2i+1     a[3] = row g + 8, columns 2i+8, 2i+9
 //   D: d[4j], d[4j+1] = row g, columns 8j+2i, 8j+2i+1     d[4j+2], d[4j+3] = row g + 8, likewise
-// two BF16 to a word, the first in the lower half: MultiplyMatrix's fragments.
+// two BF16 to a word, the first in the lower half: MultiplyMatrix's fragments. Of codes A's are
+// those of MultiplyCodeMatrix.
 //
-// B lies K-major: for each of the N columns its elements along K side by side, 64 of them in a row
-// of 128 bytes, eight such rows in 1024 bytes (aligned to 1024), the next eight columns
-// `stride_bytes` further. Within the 1024 bytes, the 16 bytes with number c of row r are at place
-// c ^ r of the row ("128-byte swizzle"): see SwizzledOffset. A step of 16 along K within a row is
-// 32 bytes on in the address that MatrixDescriptor is given.
+// B lies K-major: for each of the N columns its elements along K side by side, 64 of them (128
+// codes) in a row of 128 bytes, eight such rows in 1024 bytes (aligned to 1024), the next eight
+// columns `stride_bytes` further. Within the 1024 bytes, the 16 bytes with number c of row r are at
+// place c ^ r of the row ("128-byte swizzle"): see SwizzledOffset. A step of 16 (32 codes) along K
+// within a row is 32 bytes on in the address that MatrixDescriptor is given.
 //
 // Order of calls: FenceWarpgroupMatrix; one or more products; CommitWarpgroupMatrix;
 // WaitWarpgroupMatrix. Between a product and the wait for its group nobody touches its D, and
@@ -25,6 +26,7 @@
 #include "kernels/cuda/device/bulk_copy.h"
 
 #ifndef MARCORO_SIMT
+#include "kernels/cuda/device/warpgroup_codes_ptx.h"
 #include "kernels/cuda/device/warpgroup_matrix_ptx.h"
 #endif
 
@@ -65,7 +67,14 @@ template <int kCount>
 MARCORO_DEVICE void MultiplyWarpgroupMatrix(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                             bool accumulate = true,
                                             SourceLocation here = MARCORO_HERE) {
-  simt::MultiplyWarpgroupMatrix(d, 2 * kCount, a, b, accumulate, here);
+  simt::MultiplyWarpgroupMatrix(d, 2 * kCount, simt::MatrixElement::kBf16, a, b, accumulate, here);
+}
+// The same of E4M3 codes; N is at most 128. Sums have fewer bits than F32 has: d must not hold more
+// than a few products.
+template <int kCount>
+MARCORO_DEVICE void MultiplyWarpgroupCodes(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
+                                           bool accumulate, SourceLocation here = MARCORO_HERE) {
+  simt::MultiplyWarpgroupMatrix(d, 2 * kCount, simt::MatrixElement::kE4M3, a, b, accumulate, here);
 }
 // The products since the last call become a group.
 MARCORO_DEVICE void CommitWarpgroupMatrix(SourceLocation here = MARCORO_HERE) {
@@ -96,6 +105,11 @@ template <int kCount>
 MARCORO_DEVICE void MultiplyWarpgroupMatrix(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
                                             bool accumulate = true, SourceLocation = {}) {
   MultiplyWarpgroupMatrixPtx(d, a, b, accumulate ? 1 : 0);
+}
+template <int kCount>
+MARCORO_DEVICE void MultiplyWarpgroupCodes(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b,
+                                           bool accumulate, SourceLocation = {}) {
+  MultiplyWarpgroupCodesPtx(d, a, b, accumulate ? 1 : 0);
 }
 MARCORO_DEVICE void CommitWarpgroupMatrix(SourceLocation = {}) {
   MARCORO_PTX_SM90A("wgmma.commit_group.sync.aligned;" :: : "memory");

@@ -1,6 +1,6 @@
-// Products of E4M3 weights with E4M3 activations: the kernels for few and for many tokens. What
-// they give is compared with sums in double over all backends by tests/kernels; here is what plans
-// are.
+// Products of E4M3 weights with E4M3 activations by warps: the kernels for few and for many tokens
+// (by warpgroups: matmul_codes_test.cc). What they give is compared with sums in double over all
+// backends by tests/kernels; here is what plans are.
 #include <algorithm>
 #include <cstdint>
 #include <string>
@@ -8,50 +8,12 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "tests/kernels/cuda/matmul_harness.h"
+#include "tests/kernels/cuda/code_products.h"
 
 namespace marcoro::cuda {
 namespace {
 
 constexpr DType kF8 = DType::kF8E4M3;
-
-// Codes and scales (token, segment) of some tokens.
-struct Input {
-  std::vector<uint8_t> codes;
-  std::vector<float> scales;
-
-  Input Rows(int64_t begin, int64_t end, const WeightShape& shape) const {
-    return {{codes.begin() + begin * shape.columns, codes.begin() + end * shape.columns},
-            {scales.begin() + begin * shape.segments, scales.begin() + end * shape.segments}};
-  }
-};
-
-Input RandomInput(int64_t tokens, const WeightShape& shape, uint32_t seed) {
-  const PlainWeight codes = RandomWeight({kF8, tokens, shape.columns, 1}, seed);
-  const PlainWeight scales = RandomWeight({kF8, tokens * shape.segments, 1, 1}, seed + 1);
-  return {codes.bytes, scales.scales};
-}
-
-std::vector<float> Multiply(const PackedWeight& weight, const Input& input, const MatmulPlan& plan,
-                            int64_t gap = 0) {
-  const WeightShape& shape = weight.shape;
-  const auto tokens = static_cast<int64_t>(input.codes.size()) / shape.columns;
-  std::vector<uint8_t> strided(static_cast<size_t>(tokens * (shape.columns + gap)), 0x7f);
-  for (int64_t t = 0; t < tokens; ++t) {
-    std::copy_n(input.codes.begin() + t * shape.columns, shape.columns,
-                strided.begin() + t * (shape.columns + gap));
-  }
-  const DeviceArray<uint8_t> codes(absl::MakeConstSpan(strided));
-  const DeviceArray<float> scales(absl::MakeConstSpan(input.scales));
-  const DeviceArray<float> out(static_cast<size_t>(tokens * shape.rows));
-  const DeviceArray<char> scratch(PlanScratchBytes(plan, shape, tokens));
-  Tensor x(codes.data(), kF8, tokens, shape.columns);
-  x.stride += gap;
-  const Tensor token_scales(scales.data(), DType::kF32, tokens, shape.segments);
-  RunMatmul(TestStream(), plan, x, weight, Tensor(out.data(), DType::kF32, tokens, shape.rows),
-            scratch.data(), &token_scales);
-  return out.ToHost();
-}
 
 MatmulPlan BestPlan(const WeightShape& shape, int64_t tokens) {
   return PlanMatmul(shape, tokens, DeviceMatmulLimits(), kF8);
@@ -79,12 +41,12 @@ TEST(CudaQuantizedMatmulTest, BitsDependOnNoPlanAndNoNumberOfTokens) {
         WeightShape{kF8, 20, 4096 + 64, 1}, WeightShape{kF8, 33, 32 * 8, 32}}) {
     constexpr int64_t kTokens = 140;
     const Packed packed(RandomWeight(shape, 7), 64, kF8);
-    const Input input = RandomInput(kTokens, shape, 8);
-    const std::vector<float> all = Multiply(packed.weight(), input, BestPlan(shape, kTokens));
+    const CodeInput input = RandomCodeInput(kTokens, shape, 8);
+    const std::vector<float> all = MultiplyCodes(packed.weight(), input, BestPlan(shape, kTokens));
     for (const int64_t tokens : {1, 8, 17, 33, 65}) {
       const std::vector<float> out =
-          Multiply(packed.weight(), input.Rows(kTokens - tokens, kTokens, shape),
-                   BestPlan(shape, tokens), /*gap=*/3);
+          MultiplyCodes(packed.weight(), input.Rows(kTokens - tokens, kTokens, shape),
+                        BestPlan(shape, tokens), {.x = 3});
       ExpectSameBits({all.end() - tokens * shape.rows, all.end()}, out, shape.rows,
                      Describe(shape, tokens));
       if (HasFatalFailure()) return;
@@ -92,7 +54,8 @@ TEST(CudaQuantizedMatmulTest, BitsDependOnNoPlanAndNoNumberOfTokens) {
     for (const int64_t tokens : {3, 20}) {
       for (const MatmulPlan& plan : AllPlans(shape, tokens)) {
         ExpectSameBits({all.begin(), all.begin() + tokens * shape.rows},
-                       Multiply(packed.weight(), input.Rows(0, tokens, shape), plan), shape.rows,
+                       MultiplyCodes(packed.weight(), input.Rows(0, tokens, shape), plan),
+                       shape.rows,
                        Describe(shape, tokens) + ", leaves " + std::to_string(plan.block_leaves) +
                            (plan.few_tokens ? ", few" : ", many"));
         if (HasFatalFailure()) return;
@@ -105,19 +68,14 @@ TEST(CudaQuantizedMatmulTest, BitsDependOnNoPlanAndNoNumberOfTokens) {
 TEST(CudaQuantizedMatmulTest, LongSegmentsKeepTheTreeAtEveryDegreeOfParallelism) {
   const WeightShape shape{kF8, 18, 2 * 4096, 2};
   const PlainWeight weight = RandomWeight(shape, 21);
-  const Input input = RandomInput(2, shape, 22);
+  const CodeInput input = RandomCodeInput(2, shape, 22);
   const std::vector<float> whole =
-      Multiply(Packed(weight, 64, kF8).weight(), input, BestPlan(shape, 2));
+      MultiplyCodes(Packed(weight, 64, kF8).weight(), input, BestPlan(shape, 2));
   std::vector<std::vector<float>> parts;
   for (int rank = 0; rank < 2; ++rank) {
     const PlainWeight shard = weight.Shard(rank, 2);
-    Input mine;
-    for (int64_t t = 0; t < 2; ++t) {
-      const auto begin = input.codes.begin() + t * shape.columns + rank * 4096;
-      mine.codes.insert(mine.codes.end(), begin, begin + 4096);
-      mine.scales.push_back(input.scales[static_cast<size_t>(2 * t + rank)]);
-    }
-    parts.push_back(Multiply(Packed(shard, 64, kF8).weight(), mine, BestPlan(shard.shape, 2)));
+    const CodeInput mine = input.Shard(rank, 2, shape);
+    parts.push_back(MultiplyCodes(Packed(shard, 64, kF8).weight(), mine, BestPlan(shard.shape, 2)));
   }
   ExpectSameBits(TreeSum(parts), whole, shape.rows, "ranks 2");
 }
@@ -127,15 +85,15 @@ TEST(CudaQuantizedMatmulTest, ClustersHaveTheBitsOfOneBlock) {
   const WeightShape shape{kF8, 40, 2 * (4096 + 64), 2};
   constexpr int64_t kTokens = 3;
   const Packed packed(RandomWeight(shape, 31), 64, kF8);
-  const Input input = RandomInput(kTokens, shape, 32);
+  const CodeInput input = RandomCodeInput(kTokens, shape, 32);
   MatmulPlan plan = PlanMatmul(
       shape, kTokens, {.multiprocessors = 2, .shared_bytes = 227 * 1024, .clusters = {}}, kF8);
-  const std::vector<float> expected = Multiply(packed.weight(), input, plan);
+  const std::vector<float> expected = MultiplyCodes(packed.weight(), input, plan);
   for (const int blocks : {2, 4}) {
     plan.block_leaves = 4 / blocks;
     plan.parts = 1;
     plan.cluster_blocks = blocks;
-    ExpectSameBits(expected, Multiply(packed.weight(), input, plan), shape.rows,
+    ExpectSameBits(expected, MultiplyCodes(packed.weight(), input, plan), shape.rows,
                    "clusters of " + std::to_string(blocks));
   }
 }
@@ -148,12 +106,12 @@ TEST(CudaQuantizedMatmulTest, EverySumOf128ColumnsBeginsAtZero) {
   constexpr uint8_t k256 = 0x78;
   PlainWeight weight({kF8, 1, 256, 1});
   std::fill(weight.bytes.begin(), weight.bytes.end(), kOne);
-  Input input = {std::vector<uint8_t>(256, 0), {1.0f}};
+  CodeInput input = {std::vector<uint8_t>(256, 0), {1.0f}};
   for (size_t i = 0; i < 128; ++i) weight.bytes[i] = input.codes[i] = k256;
   for (size_t i = 128; i < 256; i += 32) input.codes[i] = kHalf;
   const Packed packed(weight, 64, kF8);
   for (const MatmulPlan& plan : AllPlans(weight.shape, 1)) {
-    EXPECT_EQ(Multiply(packed.weight(), input, plan)[0], 8388610.0f)
+    EXPECT_EQ(MultiplyCodes(packed.weight(), input, plan)[0], 8388610.0f)
         << (plan.few_tokens ? "few" : "many");
   }
 }
@@ -164,13 +122,14 @@ TEST(CudaQuantizedMatmulTest, BitsDependOnNoOrderOfThreads) {
   const WeightShape shape{kF8, 100, 4 * 160, 4};
   const PlainWeight weight = RandomWeight(shape, 23);
   for (const int64_t tokens : {5, 70}) {
-    const Input input = RandomInput(tokens, shape, 24);
+    const CodeInput input = RandomCodeInput(tokens, shape, 24);
     const MatmulPlan plan = BestPlan(shape, tokens);
-    const std::vector<float> expected = Multiply(Packed(weight, 64, kF8).weight(), input, plan);
+    const std::vector<float> expected =
+        MultiplyCodes(Packed(weight, 64, kF8).weight(), input, plan);
     for (uint64_t seed = 1; seed <= 4; ++seed) {
       simt::SetSeed(seed);
-      ExpectSameBits(expected, Multiply(Packed(weight, 64, kF8).weight(), input, plan), shape.rows,
-                     "seed " + std::to_string(seed));
+      ExpectSameBits(expected, MultiplyCodes(Packed(weight, 64, kF8).weight(), input, plan),
+                     shape.rows, "seed " + std::to_string(seed));
     }
   }
 }
@@ -188,7 +147,7 @@ TEST(QuantizedMatmulPlanTest, FitsTheDeviceAndItsScratchMemory) {
         const MatmulPlan plan = PlanMatmul(shape, tokens, limits, kF8);
         EXPECT_LE(plan.shared_bytes, limits.shared_bytes) << Describe(shape, tokens);
         EXPECT_EQ(plan.activations, kF8);
-        EXPECT_EQ(plan.warpgroup_tiles, 0) << "wgmma multiplies BF16 activations alone";
+        EXPECT_EQ(plan.warpgroup_tiles, 0) << "those of BF16 say nothing of codes";
       }
     }
     for (const int64_t most : {40, 2048}) {

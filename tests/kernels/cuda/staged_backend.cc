@@ -128,6 +128,23 @@ void StagedBackend::AddRmsNorm(const Tensor& residual, const Tensor& delta, cons
   inner_out.TakeBack();
 }
 
+void StagedBackend::AddRmsNormAndQuantize(const Tensor& residual, const Tensor& delta,
+                                          const float* weight, float epsilon, const Tensor& out,
+                                          const QuantizedActivations& quantized) {
+  const Matrix inner_residual(*inner_, residual);
+  const Matrix inner_delta(*inner_, delta);
+  const Matrix inner_out(*inner_, out);
+  const Matrix codes(*inner_, quantized.codes);
+  const Matrix scales(*inner_, quantized.scales);
+  const Copy norm = Norm(*inner_, weight, residual.columns);
+  inner_->AddRmsNormAndQuantize(inner_residual.tensor(), inner_delta.tensor(),
+                                static_cast<const float*>(norm.data()), epsilon, inner_out.tensor(),
+                                {codes.tensor(), scales.tensor()});
+  for (const Matrix* matrix : {&inner_residual, &inner_delta, &inner_out, &codes, &scales}) {
+    matrix->TakeBack();
+  }
+}
+
 void StagedBackend::Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) {
   const Matrix inner_x(*inner_, x);
   const Matrix inner_out(*inner_, out);

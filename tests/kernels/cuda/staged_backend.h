@@ -39,6 +39,9 @@ class StagedBackend final : public Backend {
   void RmsNorm(const Tensor& x, const float* weight, float epsilon, const Tensor& out) override;
   void AddRmsNorm(const Tensor& residual, const Tensor& delta, const float* weight, float epsilon,
                   const Tensor& out) override;
+  void AddRmsNormAndQuantize(const Tensor& residual, const Tensor& delta, const float* weight,
+                             float epsilon, const Tensor& out,
+                             const QuantizedActivations& quantized) override;
   void Matmul(const Tensor& x, const PackedWeight& weight, const Tensor& out) override;
   void QuantizeActivations(const Tensor& x, const QuantizedActivations& out) override;
   void MultiplyQuantized(const QuantizedActivations& x, const PackedWeight& weight,

@@ -22,15 +22,6 @@ double Half(uint32_t pair, int half) {
   return std::bit_cast<float>(half == 0 ? pair << 16 : pair & 0xffff0000u);
 }
 
-double CodeValue(uint32_t word, int byte) {
-  const uint32_t code = word >> (byte * 8) & 0xffu;
-  if ((code & 0x7fu) == 0x7fu) return std::numeric_limits<double>::quiet_NaN();
-  const int exponent = static_cast<int>(code >> 3 & 15u);
-  const double mantissa = static_cast<double>(code & 7u) + (exponent == 0 ? 0 : 8);
-  const double value = std::ldexp(mantissa, (exponent == 0 ? 1 : exponent) - 10);
-  return (code & 0x80u) != 0 ? -value : value;
-}
-
 // Unpacks the lanes' fragments, multiplies, and adds to theirs. Sums are in double, rounded once.
 template <int kWordElements, double (*Element)(uint32_t word, int element)>
 void MultiplyFragments(const std::array<void*, kWarpThreads>& lanes) {
@@ -66,6 +57,15 @@ struct MatrixLoad {
 };
 
 }  // namespace
+
+double CodeValue(uint32_t word, int byte) {
+  const uint32_t code = word >> (byte * 8) & 0xffu;
+  if ((code & 0x7fu) == 0x7fu) return std::numeric_limits<double>::quiet_NaN();
+  const int exponent = static_cast<int>(code >> 3 & 15u);
+  const double mantissa = static_cast<double>(code & 7u) + (exponent == 0 ? 0 : 8);
+  const double value = std::ldexp(mantissa, (exponent == 0 ? 1 : exponent) - 10);
+  return (code & 0x80u) != 0 ? -value : value;
+}
 
 void MultiplyMatrix(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                     SourceLocation here) {

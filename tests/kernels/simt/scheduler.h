@@ -73,9 +73,13 @@ struct BulkCopy {
 };
 
 // A lane's part of a product of its warpgroup.
+// What the E4M3 code in a byte of a word means.
+double CodeValue(uint32_t word, int byte);
+
 struct PendingProduct {
   float* d;
   int columns;
+  MatrixElement element;
   std::array<uint32_t, 4> a;
   uint64_t descriptor;
   bool accumulate;

@@ -109,11 +109,11 @@ class ReportCollector {
   ReportCollector* outer_;
 };
 
-// While one lives, products of warpgroups truncate where those of warps round to nearest, as a GPU
-// may have it whose two kinds of products differ.
+// While one lives, products of warpgroups, of at least so many columns, truncate where those of
+// warps round to nearest, as a GPU may have it whose kinds of products differ.
 class TruncatedWarpgroupProducts {
  public:
-  TruncatedWarpgroupProducts();
+  explicit TruncatedWarpgroupProducts(int least_columns = 8);
   ~TruncatedWarpgroupProducts();
   TruncatedWarpgroupProducts(const TruncatedWarpgroupProducts&) = delete;
   TruncatedWarpgroupProducts& operator=(const TruncatedWarpgroupProducts&) = delete;
@@ -216,9 +216,10 @@ void MultiplyCodeMatrix(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&
                         SourceLocation here);
 void LoadMatrices(uint32_t (&r)[4], const void* shared_row, bool transposed, SourceLocation here);
 
+enum class MatrixElement { kBf16, kE4M3 };
 void FenceWarpgroupMatrix(float* d, SourceLocation here);
-void MultiplyWarpgroupMatrix(float* d, int columns, const uint32_t (&a)[4], uint64_t descriptor,
-                             bool accumulate, SourceLocation here);
+void MultiplyWarpgroupMatrix(float* d, int columns, MatrixElement element, const uint32_t (&a)[4],
+                             uint64_t descriptor, bool accumulate, SourceLocation here);
 void CommitWarpgroupMatrix(SourceLocation here);
 void WaitWarpgroupMatrix(int groups, const float* d, SourceLocation here);
 

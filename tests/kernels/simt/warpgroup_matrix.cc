@@ -11,18 +11,18 @@ namespace marcoro::simt {
 namespace {
 
 constexpr int kRows = 64;
-constexpr int kDepth = 16;
+constexpr int kMostDepth = 32;  // of codes; BF16 have half
+constexpr int kChunks = 2;      // along the depth
 constexpr int kMostColumns = 256;
 constexpr int kChunkBytes = 16;  // what stays together in every layout
-constexpr int kChunkElements = 8;
 constexpr uint32_t kPoison = 0xffffffff;
 
-bool products_truncate = false;
+int least_truncated_columns = kMostColumns + 1;
 
-float Round(double sum) {
+float Round(double sum, int columns) {
   const auto nearest = static_cast<float>(sum);
   const bool away = std::abs(double{nearest}) > std::abs(sum);
-  return products_truncate && away ? std::nextafter(nearest, 0.0f) : nearest;
+  return columns >= least_truncated_columns && away ? std::nextafter(nearest, 0.0f) : nearest;
 }
 
 // The fields of a matrix descriptor.
@@ -43,7 +43,7 @@ Descriptor Decode(uint64_t bits) {
           .swizzled_row_bytes = kRowBytes[bits >> 62]};
 }
 
-// Where in the block's shared memory the `chunk`-th 8 elements along K of a column lie.
+// Where in the block's shared memory the `chunk`-th 16 bytes along K of a column lie.
 uint64_t ChunkAddress(const Descriptor& b, int column, int chunk) {
   const auto row = static_cast<uint64_t>(column % 8);
   const uint64_t group = b.start + static_cast<uint64_t>(column / 8) * b.stride_bytes;
@@ -56,8 +56,11 @@ uint64_t ChunkAddress(const Descriptor& b, int column, int chunk) {
   return plain ^ ((plain >> 7 & (chunks - 1)) << 4);
 }
 
-float Half(uint32_t pair, int half) {
-  return std::bit_cast<float>(half == 0 ? pair << 16 : pair & 0xffff0000u);
+int WordElements(MatrixElement element) { return element == MatrixElement::kBf16 ? 2 : 4; }
+
+double ElementOf(uint32_t word, int i, MatrixElement element) {
+  if (element == MatrixElement::kE4M3) return CodeValue(word, i);
+  return std::bit_cast<float>(i == 0 ? word << 16 : word & 0xffff0000u);
 }
 
 bool IsPoisoned(const float* d, int count) {
@@ -93,20 +96,24 @@ void NoteRead(const Group& group, const PendingProduct& product, const char* chu
   }
 }
 
-void LoadB(const Group& group, const PendingProduct& product, float (&b)[kDepth][kMostColumns]) {
+void LoadB(const Group& group, const PendingProduct& product,
+           double (&b)[kMostDepth][kMostColumns]) {
   const Descriptor descriptor = Decode(product.descriptor);
   if (descriptor.base_offset != 0) {
     Fault("a matrix whose swizzle begins at no multiple of 1024", product.where);
   }
   const char* shared = ThreadOf(group, 0).block->shared->data();
+  const int in_word = WordElements(product.element);
+  const int chunk_elements = kChunkBytes / 4 * in_word;
   for (int column = 0; column < product.columns; ++column) {
-    for (int chunk = 0; chunk < kDepth / kChunkElements; ++chunk) {
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
       const char* from = shared + ChunkAddress(descriptor, column, chunk);
       NoteRead(group, product, from);
-      uint32_t words[kChunkElements / 2];
+      uint32_t words[kChunkBytes / 4];
       std::memcpy(words, from, sizeof(words));
-      for (int k = 0; k < kChunkElements; ++k) {
-        b[chunk * kChunkElements + k][column] = Half(words[k / 2], k % 2);
+      for (int k = 0; k < chunk_elements; ++k) {
+        b[chunk * chunk_elements + k][column] =
+            ElementOf(words[k / in_word], k % in_word, product.element);
       }
     }
   }
@@ -117,15 +124,17 @@ void Compute(const Group& group, size_t index) {
   const auto product_of = [&](size_t i) -> const PendingProduct& {
     return ThreadOf(group, i).products.groups.front()[index];
   };
-  static float a[kRows][kDepth];
-  static float b[kDepth][kMostColumns];
+  static double a[kRows][kMostDepth];
+  static double b[kMostDepth][kMostColumns];
+  const MatrixElement element = product_of(0).element;
+  const auto in_word = static_cast<size_t>(WordElements(element));
+  const size_t depth = in_word * 8;
   for (size_t i = 0; i < kWarpgroupThreads; ++i) {
     const size_t row = i / kWarpThreads * 16 + i % kWarpThreads / 4;
-    const size_t pair = i % 4 * 2;
     for (size_t r = 0; r < 4; ++r) {
-      for (size_t half = 0; half < 2; ++half) {
-        a[row + r % 2 * 8][pair + half + r / 2 * 8] =
-            Half(product_of(i).a[r], static_cast<int>(half));
+      for (size_t e = 0; e < in_word; ++e) {
+        a[row + r % 2 * 8][i % 4 * in_word + e + r / 2 * depth / 2] =
+            ElementOf(product_of(i).a[r], static_cast<int>(e), element);
       }
     }
   }
@@ -137,8 +146,8 @@ void Compute(const Group& group, size_t index) {
       const size_t row = i / kWarpThreads * 16 + i % kWarpThreads / 4 + j % 4 / 2 * 8;
       const size_t column = j / 4 * 8 + i % 4 * 2 + j % 2;
       double sum = product.accumulate ? d[j] : 0;
-      for (size_t k = 0; k < kDepth; ++k) sum += double{a[row][k]} * b[k][column];
-      d[j] = Round(sum);
+      for (size_t k = 0; k < depth; ++k) sum += a[row][k] * b[k][column];
+      d[j] = Round(sum, product.columns);
     }
   }
 }
@@ -186,27 +195,31 @@ void CheckUntouched(const float* d, size_t count, SourceLocation here) {
 
 }  // namespace
 
-TruncatedWarpgroupProducts::TruncatedWarpgroupProducts() { products_truncate = true; }
-TruncatedWarpgroupProducts::~TruncatedWarpgroupProducts() { products_truncate = false; }
+TruncatedWarpgroupProducts::TruncatedWarpgroupProducts(int least_columns) {
+  least_truncated_columns = least_columns;
+}
+TruncatedWarpgroupProducts::~TruncatedWarpgroupProducts() {
+  least_truncated_columns = kMostColumns + 1;
+}
 
 void FenceWarpgroupMatrix(float*, SourceLocation) { run->current->products.fenced = true; }
 
-void MultiplyWarpgroupMatrix(float* d, int columns, const uint32_t (&a)[4], uint64_t descriptor,
-                             bool accumulate, SourceLocation here) {
+void MultiplyWarpgroupMatrix(float* d, int columns, MatrixElement element, const uint32_t (&a)[4],
+                             uint64_t descriptor, bool accumulate, SourceLocation here) {
   Thread& thread = *run->current;
   Products& products = thread.products;
   if (columns < 8 || columns > kMostColumns || (columns & (columns - 1)) != 0) {
     Fault("a product of " + std::to_string(columns) + " columns", here);
   }
   if (!products.fenced) Report("no FenceWarpgroupMatrix since the last commit", here);
-  PendingProduct product = {
-      d, columns, {a[0], a[1], a[2], a[3]}, descriptor, accumulate, thread.clock, here};
+  PendingProduct product = {d,          columns,    element,      {a[0], a[1], a[2], a[3]},
+                            descriptor, accumulate, thread.clock, here};
   MeetInWarpgroup(&product, here, [here](const Group& group) {
     const auto& first = *static_cast<PendingProduct*>(group[0]);
     for (void* other : group) {
       const auto& it = *static_cast<PendingProduct*>(other);
       if (it.descriptor != first.descriptor || it.columns != first.columns ||
-          it.accumulate != first.accumulate) {
+          it.element != first.element || it.accumulate != first.accumulate) {
         Fault("the threads of a warpgroup ask for different products", here);
       }
     }

@@ -3,6 +3,7 @@
 #include "kernels/cuda/device/warpgroup_matrix.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <vector>
 
 #include "kernels/cuda/device/bulk_copy.h"
@@ -91,6 +92,65 @@ TEST(WarpgroupMatrixTest, FragmentsMultiplyLikeTheMatricesTheyAreOf) {
   ExpectProduct<64>(1024);
   ExpectProduct<128>(1024);
   ExpectProduct<256>(1024);
+}
+
+// A code of a whole number from -8 to 8, and 1/512 of it, which is subnormal.
+uint32_t WholeCode(int value) {
+  constexpr uint32_t kCodes[] = {0x00, 0x38, 0x40, 0x44, 0x48, 0x4a, 0x4c, 0x4e, 0x50};
+  return kCodes[std::abs(value)] | (value < 0 ? 0x80u : 0);
+}
+uint32_t SmallCode(int value) {
+  return static_cast<uint32_t>(std::abs(value)) | (value < 0 ? 0x80u : 0);
+}
+
+// Codes A(row, k) · 64 columns of B(k, column) / 512, for k below 64: two products, where the
+// elements of a row lie as bytes do in the swizzle.
+TEST(WarpgroupMatrixTest, FragmentsOfCodesMultiplyLikeTheMatricesTheyAreOf) {
+  constexpr int kColumns = 64;
+  std::vector<float> product(kRows * kColumns);
+  simt::Launch({.threads = 128, .shared_bytes = kColumns / 8 * 1024}, [&] {
+    const SharedArray<uint8_t> b(0, kColumns * 128);
+    for (int i = ThreadIndex(); i < kColumns * kDepth; i += BlockThreads()) {
+      const int column = i / kDepth;
+      const int k = i % kDepth;
+      const int place = ((k / 16) ^ (column % 8)) * 16 + k % 16;
+      b.Store(column * 128 + place,
+              static_cast<uint8_t>(SmallCode(static_cast<int>(B(k, column)) % 8)));
+    }
+    FenceAsyncProxy();
+    SyncBlock();
+    float d[kColumns / 2];
+    FenceWarpgroupMatrix(d);
+    for (int k = 0; k < kDepth; k += 32) {
+      uint32_t a[4] = {};
+      for (int r = 0; r < 4; ++r) {
+        for (int byte = 0; byte < 4; ++byte) {
+          const int row = Warp() % 4 * 16 + Lane() / 4 + r % 2 * 8;
+          const int column = k + Lane() % 4 * 4 + byte + r / 2 * 16;
+          a[r] |= WholeCode(static_cast<int>(A(row, column)) % 9) << (byte * 8);
+        }
+      }
+      MultiplyWarpgroupCodes(d, a, MatrixDescriptor(SharedMemory() + k), /*accumulate=*/k > 0);
+    }
+    CommitWarpgroupMatrix();
+    WaitWarpgroupMatrix<0>(d);
+    for (int i = 0; i < kColumns / 2; ++i) {
+      const int row = Warp() * 16 + Lane() / 4 + i / 2 % 2 * 8;
+      const int column = i / 4 * 8 + Lane() % 4 * 2 + i % 2;
+      product[static_cast<size_t>(row * kColumns + column)] = d[i];
+    }
+  });
+  for (int row = 0; row < kRows; ++row) {
+    for (int column = 0; column < kColumns; ++column) {
+      int sum = 0;
+      for (int k = 0; k < kDepth; ++k) {
+        sum += static_cast<int>(A(row, k)) % 9 * (static_cast<int>(B(k, column)) % 8);
+      }
+      ASSERT_EQ(product[static_cast<size_t>(row * kColumns + column)],
+                static_cast<float>(sum) / 512)
+          << row << ", " << column;
+    }
+  }
 }
 
 TEST(WarpgroupMatrixTest, TheStrideLeadsToTheNextEightColumns) { ExpectProduct<32>(3072); }
