@@ -154,8 +154,8 @@ void CheckpointSource::Prefetch(const TensorInfo& tensor, int64_t first_row, int
   if (tensor.bytes == 0) return;
   const Location& location = Locate(tensor);
   const uint64_t row_bytes = tensor.bytes / static_cast<uint64_t>(tensor.rows());
-  location.file->Prefetch(*location.entry, static_cast<uint64_t>(first_row) * row_bytes,
-                          static_cast<uint64_t>(count) * row_bytes);
+  read_ahead_.Add(*location.file, *location.entry, static_cast<uint64_t>(first_row) * row_bytes,
+                  static_cast<uint64_t>(count) * row_bytes);
 }
 
 void CheckpointSource::Discard(const TensorInfo& tensor) {

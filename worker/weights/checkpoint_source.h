@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "worker/weights/quantization_scheme.h"
+#include "worker/weights/read_ahead.h"
 #include "worker/weights/safetensors.h"
 #include "worker/weights/tensor_source.h"
 #include "worker/weights/weight_scales.h"
@@ -72,6 +73,7 @@ class CheckpointSource : public TensorSource {
   std::map<std::string, Location, std::less<>> tensors_;
   std::optional<QuantizationScheme> quantization_;
   WeightScalesMap scales_;
+  ReadAhead read_ahead_;  // of the files
 };
 
 }  // namespace marcoro

@@ -34,8 +34,7 @@ constexpr size_t kStageAlignment = 64;  // of scales behind codes
 constexpr int kStagesPerThread = 2;     // one is read into while the other is packed
 constexpr size_t kNamedUnused = 5;
 // Of tensors that are asked for before they are read: more than the largest job holds, so that a
-// small job before it is not all the time the disk has. The kernel takes as much of each range as
-// the device's read-ahead allows, and its own read-ahead goes on from there.
+// small job before it is not all the time the disk has.
 constexpr uint64_t kPrefetchBytes = 512u << 20;
 
 // Buffers of one thread at work.

@@ -9,8 +9,10 @@
 #include <algorithm>
 #include <filesystem>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "tests/worker/weights/checkpoint_files.h"
 
 namespace marcoro {
@@ -107,22 +109,54 @@ void Sync(const std::string& path) {
   close(file);
 }
 
+// Tensors are larger than the pieces in which a page cache holds a file (2 MiB).
 TEST(CheckpointSource, DiscardsATensorFromThePageCacheAndReadsItAgain) {
-  constexpr int64_t kBytes = 1 << 20;
+  constexpr int64_t kBytes = 16 << 20;
   TempFolder folder;
   const std::string path = folder.File("model.safetensors");
-  const StoredTensors tensors = {{"a", {"BF16", {512, 1024}, std::string(kBytes, '\x3e')}},
-                                 {"b", {"BF16", {512, 1024}, std::string(kBytes, '\x3f')}}};
+  const StoredTensors tensors = {{"a", {"BF16", {2048, 4096}, std::string(kBytes, '\x3e')}},
+                                 {"b", {"BF16", {2048, 4096}, std::string(kBytes, '\x3f')}}};
   WriteTensors(path, tensors);
-  std::filesystem::copy_file(path, folder.File("copy"));
-  for (const std::string& file : {path, folder.File("copy")}) Sync(file);
+  Sync(path);
   auto source = CheckpointSource::Open(folder.path());
   ASSERT_TRUE(source.ok()) << source.status();
   EXPECT_EQ((*source)->StoredBytes(), 2u * kBytes);
   (*source)->Discard(*(*source)->Find("b"));
+  const size_t left = CachedPages(path);
+  EXPECT_GE(left, kBytes / 4096);  // a stays
   const off_t begin_of_b = static_cast<off_t>(std::filesystem::file_size(path)) - kBytes;
-  EXPECT_EQ(CachedPages(path), CachedPagesAfterDontNeed(folder.File("copy"), begin_of_b, kBytes));
+  EXPECT_EQ(left, CachedPagesAfterDontNeed(path, begin_of_b, kBytes)) << "more could be given up";
   ExpectHolds(**source, tensors);
+}
+
+// Larger than what the kernel reads ahead at once (128 KiB to 8 MiB, by the device).
+TEST(CheckpointSource, PrefetchesAllRowsThatItIsAskedFor) {
+  constexpr int64_t kBytes = 32 << 20;
+  TempFolder folder;
+  const std::string path = folder.File("model.safetensors");
+  WriteTensors(path, {{"a", {"BF16", {4096, 4096}, std::string(kBytes, '\x3e')}}});
+  Sync(path);
+  auto source = CheckpointSource::Open(folder.path());
+  ASSERT_TRUE(source.ok()) << source.status();
+  CachedPagesAfterDontNeed(path, 0, 0);
+  (*source)->Prefetch(*(*source)->Find("a"), 0, 4096);
+  const size_t pages = kBytes / 4096;
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  while (CachedPages(path) < pages && absl::Now() < deadline) std::this_thread::yield();
+  EXPECT_GE(CachedPages(path), pages);
+}
+
+// For AddressSanitizer and ThreadSanitizer: nothing reads from files that are closed.
+TEST(CheckpointSource, MayBeClosedWhileItPrefetches) {
+  TempFolder folder;
+  WriteTensors(folder.File("model.safetensors"),
+               {{"a", {"BF16", {4096, 1024}, std::string(8 << 20, '\x3e')}}});
+  auto source = CheckpointSource::Open(folder.path());
+  ASSERT_TRUE(source.ok()) << source.status();
+  for (size_t i = 0; i < 2 * ReadAhead::kMostRanges; ++i) {
+    (*source)->Prefetch(*(*source)->Find("a"), 0, 4096);
+  }
+  source->reset();
 }
 
 TEST(CheckpointSource, TypesItCannotReadAreNamed) {
