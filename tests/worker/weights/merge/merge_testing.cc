@@ -21,7 +21,7 @@ int MantissaBits(const std::string& dtype) {
 // The nearest number with so many bits behind the point of its mantissa, whose units are never
 // smaller than 2^least.
 double Nearest(double value, int mantissa, int least) {
-  if (value == 0) return value;
+  if (value == 0 || !std::isfinite(value)) return value;
   const int unit = std::max(std::ilogb(value) - mantissa, least);
   return std::ldexp(std::nearbyint(std::ldexp(value, -unit)), unit);
 }
