@@ -33,7 +33,9 @@ MatmulPlan PlanFor(const WeightShape& shape, int64_t tokens, int multiprocessors
   return plan;
 }
 
-std::vector<float> MultiplyByWarps(const PackedWeight& weight, const CodeInput& input) {
+// Needed by the emulator's tests alone.
+[[maybe_unused]] std::vector<float> MultiplyByWarps(const PackedWeight& weight,
+                                                    const CodeInput& input) {
   const auto tokens = static_cast<int64_t>(input.codes.size()) / weight.shape.columns;
   return MultiplyCodes(weight, input, PlanMatmul(weight.shape, tokens, Limits(4, false), kF8));
 }
