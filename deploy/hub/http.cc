@@ -111,7 +111,9 @@ void HttpClient::Handle::Configure(const HttpRequest& request, Exchange* exchang
   Set(CURLOPT_HTTPHEADER, headers);
   Set(CURLOPT_NOSIGNAL, 1L);
   Set(CURLOPT_NOBODY, request.head ? 1L : 0L);
-  Set(CURLOPT_BUFFERSIZE, kBufferBytes);
+  // A wish: refused behind an exchange that found no host, where the buffer is still that of
+  // before.
+  curl_easy_setopt(curl, CURLOPT_BUFFERSIZE, kBufferBytes);
   Set(CURLOPT_CONNECTTIMEOUT, kConnectTimeoutSeconds);
   // Not curl's own resuming: that fails where a server sends the whole file instead.
   const std::string range = absl::StrCat(request.first_byte, "-");

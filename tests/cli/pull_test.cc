@@ -135,6 +135,14 @@ TEST_F(PullCommandTest, ServePullsWhatTheCacheLacksAndIsKnownByTheHubsName) {
   }
 }
 
+TEST_F(PullCommandTest, ServeTellsInOneLineThatAFolderIsMissing) {
+  const Finished run = Run({"serve", "--model=/no/such/folder"});
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_EQ(run.err,
+            "marcoro serve: --model=/no/such/folder is no folder here, and no name ORG/NAME of a "
+            "hub\n");
+}
+
 TEST_F(PullCommandTest, ServeTellsWhatTheHubRefuses) {
   const Finished run =
       Run({"serve", "--model=org/other", absl::StrCat("--listen=127.0.0.1:", FreePorts(3))});
