@@ -95,11 +95,7 @@ absl::StatusOr<ProvidedModel> ProvideModel(const std::string& model, const PullS
     return provided;
   }
   const absl::StatusOr<HubName> name = ParseHubName(model);
-  if (Exists(model) || IsRecipe(model)) return provided;
-  if (!name.ok()) {
-    return absl::NotFoundError(
-        absl::StrCat("--model=", model, " is no folder here, and no name ORG/NAME of a hub"));
-  }
+  if (Exists(model) || IsRecipe(model) || !name.ok()) return provided;
   absl::StatusOr<std::string> folder = FindOrPull(model, settings);
   if (!folder.ok()) {
     return absl::Status(

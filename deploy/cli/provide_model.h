@@ -40,7 +40,7 @@ struct ProvidedModel {
 
 // Makes a model ready to be opened: of a hub name, and of a recipe's models that are hub names,
 // downloads those that the cache does not have whole. A path that exists is never looked for on a
-// hub. NOT_FOUND for what is neither a path that exists nor a recipe nor a hub name.
+// hub.
 absl::StatusOr<ProvidedModel> ProvideModel(const std::string& model, const PullSettings& settings);
 
 }  // namespace marcoro

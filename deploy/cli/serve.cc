@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -99,6 +100,12 @@ std::vector<Unit> MakeUnits(const ServeConfig& config, const ServeAddresses& add
 absl::Status Serve(ServeConfig config) {
   const absl::StatusOr<ProvidedModel> model = ProvideModel(config.model, PullSettings());
   if (!model.ok()) return model.status();
+  // Told here once, not by every process that would look for it.
+  std::error_code error;
+  if (!std::filesystem::exists(model->path, error)) {
+    return absl::NotFoundError(absl::StrCat(
+        "--model=", config.model, " is no folder or recipe here, and no name ORG/NAME of a hub"));
+  }
   UseModel(*model, &config);
   std::unique_ptr<ScratchFolder> folder;
   if (IsRecipe(config.model)) {

@@ -139,8 +139,8 @@ TEST_F(PullCommandTest, ServeTellsInOneLineThatAFolderIsMissing) {
   const Finished run = Run({"serve", "--model=/no/such/folder"});
   EXPECT_EQ(run.exit_code, 1);
   EXPECT_EQ(run.err,
-            "marcoro serve: --model=/no/such/folder is no folder here, and no name ORG/NAME of a "
-            "hub\n");
+            "marcoro serve: --model=/no/such/folder is no folder or recipe here, and no name "
+            "ORG/NAME of a hub\n");
 }
 
 TEST_F(PullCommandTest, ServeTellsWhatTheHubRefuses) {
